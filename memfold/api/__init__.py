@@ -1,0 +1,1 @@
+"""The doors: the client in its two forms and the command line."""

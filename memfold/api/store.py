@@ -1,0 +1,405 @@
+"""`MemoryStore`: the verbs, and the one place where the parts are put together.
+
+Every verb checks its arguments, then hands on: writing to `writer`, forgetting to `audit.erasure`, reading one session to
+its view, reading everything to `catalog`.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from memfold import validation
+from memfold.api.catalog import Catalog, from_cursor, session_place, to_cursor
+from memfold.api.opening import MasterKey, Target, open_target
+from memfold.api.writer import Writer
+from memfold.audit.erasure import Forgetter
+from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, StoreClosed
+from memfold.eventstore.append import Committer
+from memfold.eventstore.keyring import Keyring
+from memfold.model import (
+    UNSET,
+    Change,
+    Erasure,
+    Memory,
+    NewMemory,
+    Order,
+    Page,
+    Recollection,
+    Recollections,
+    SessionPage,
+    Stats,
+    StoredEvent,
+    UnsetType,
+)
+from memfold.projections import lookup
+from memfold.projections.filters import Condition, compile_filter, is_empty
+from memfold.projections.lookup import Lookup
+from memfold.projections.ranking import recollections
+from memfold.projections.view import both, time_range
+from memfold.projections.views import Views
+from memfold.settings import Settings, environment
+
+Where = Mapping[str, Any]
+
+
+def utc_now() -> datetime:
+    """The default clock."""
+    return datetime.now(UTC)
+
+
+class MemoryStore:
+    """The memory of an agent, kept as an immutable log of sealed events in PostgreSQL.
+
+    `target` is None (an embedded PostgreSQL in the user's data folder), a folder (embedded there), or `postgresql://…`.
+    `tenant` keeps customers apart: nothing of one is visible to another. `master_key` is 32 bytes in base64url, or a
+    `KeyService`; it defaults to `MEMFOLD_MASTER_KEY`, and for an embedded store to the file `master.key` in its folder.
+    `clock` returns the current time as an aware datetime. Safe to use from many threads; not across a fork.
+
+    Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
+    """
+
+    def __init__(
+        self,
+        target: Target = None,
+        *,
+        tenant: str = "default",
+        master_key: MasterKey = None,
+        settings: Settings | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        validation.name("tenant", tenant)
+        self._pid = os.getpid()
+        self._closed = True
+        self._settings = settings or Settings()
+        opened = open_target(target, master_key, self._settings, environment())
+        self._database, self._release = opened.database, opened.release
+        try:
+            self._keyring = Keyring(self._database, opened.service, tenant)
+        except BaseException:
+            self._database.close()
+            self._release()
+            raise
+        self._views = Views(self._database, self._keyring, self._settings)
+        self._put_together(clock)
+        self._closed = False
+
+    def _put_together(self, clock: Callable[[], datetime]) -> None:
+        database, keyring, settings = self._database, self._keyring, self._settings
+        retries_max = settings.retries_max
+        self._lookup = Lookup(database, keyring, self._views)
+        committer = Committer(database, keyring.tenant, settings)
+        self._writer = Writer(database, keyring, committer, self._lookup, clock=clock, retries_max=retries_max)
+        self._forgetter = Forgetter(database, keyring, self._views, self._lookup, clock=clock, retries_max=retries_max)
+        self._catalog = Catalog(database, keyring, self._views, settle_timeout_s=settings.settle_timeout_s)
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({'closed' if self._closed else 'open'})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store. The embedded server stops when its last user closes. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() != self._pid:
+            return
+        self._views.close()
+        self._database.close()
+        self._release()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def remember(
+        self,
+        content: str,
+        *,
+        session_id: str,
+        user_id: str | None = None,
+        role: str | None = None,
+        speaker: str | None = None,
+        category: str | None = None,
+        importance: float | None = 0.5,
+        tags: Iterable[str] | None = (),
+        metadata: Mapping[str, Any] | None = None,
+        occurred_at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> Memory:
+        """Remember something in a session; durable when this returns.
+
+        `user_id` is whose data it is (default: the session's name), fixed by the first remember of the session.
+        `importance` is in [0, 1]; `occurred_at` an aware datetime (default: now); `metadata` a JSON object. With an
+        `idempotency_key`, the same call made again in this session returns the first answer and adds nothing.
+
+        Raises:
+            InvalidMemory: a field cannot be stored.
+            SessionOwnerConflict: the session belongs to another user.
+            IdempotencyConflict: the key was used in this session for other content.
+            MemoryForgotten: the key was used for a memory that has been forgotten since.
+        """
+        self._check()
+        memory = NewMemory(
+            content=content,
+            role=role,
+            speaker=speaker,
+            category=category,
+            importance=importance,
+            tags=tags,  # type: ignore[arg-type]
+            metadata=metadata,  # type: ignore[arg-type]
+            occurred_at=occurred_at,
+        )
+        session_id, user_id, key = _names(session_id, user_id, idempotency_key)
+        events = [validation.to_event(memory)]
+        return self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)[0]
+
+    def remember_many(
+        self,
+        items: Iterable[str | Mapping[str, Any] | NewMemory],
+        *,
+        session_id: str,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> list[Memory]:
+        """Remember up to 10,000 things in one session, all or none, in order.
+
+        Each item is a string, a `NewMemory`, or a dict with exactly the fields content, role, speaker (or name),
+        category, importance, tags, metadata, occurred_at. The idempotency key is of the whole batch.
+
+        Raises: as `remember`; InvalidMemory names the item by its index.
+        """
+        self._check()
+        if isinstance(items, str | Mapping) or not isinstance(items, Iterable):
+            raise InvalidMemory("items", "is one item or none: give a list of strings, dicts or NewMemory")
+        events = [validation.to_event(validation.as_new_memory(item, index), index) for index, item in enumerate(items)]
+        if len(events) > validation.BATCH_MAX:
+            raise InvalidMemory("items", f"has {len(events):,} items, at most {validation.BATCH_MAX:,} fit a batch: split it")
+        session_id, user_id, key = _names(session_id, user_id, idempotency_key)
+        if not events:
+            return []
+        return self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+
+    def update(
+        self,
+        memory_id: str,
+        *,
+        content: str | UnsetType = UNSET,
+        role: str | None | UnsetType = UNSET,
+        speaker: str | None | UnsetType = UNSET,
+        category: str | None | UnsetType = UNSET,
+        importance: float | None | UnsetType = UNSET,
+        tags: Iterable[str] | None | UnsetType = UNSET,
+        metadata: Mapping[str, Any] | None | UnsetType = UNSET,
+        expected_version: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Memory:
+        """Change a memory; only what is given changes, None clears, metadata is replaced as a whole.
+
+        With `expected_version`, only if the memory still is at that version. If nothing is given, nothing is appended.
+
+        Raises:
+            MemoryNotFound, MemoryForgotten: there is no such memory, or no longer.
+            VersionConflict: it is at another version than expected.
+            InvalidMemory, IdempotencyConflict: as `remember`.
+            Contended: others kept changing it.
+        """
+        self._check()
+        lookup.id_bytes(memory_id)
+        event = validation.to_update(
+            content=content, role=role, speaker=speaker, category=category, importance=importance, tags=tags, metadata=metadata
+        )
+        if expected_version is not None and (isinstance(expected_version, bool) or not isinstance(expected_version, int)):
+            raise InvalidMemory("expected_version", f"is {type(expected_version).__name__}: give a whole number")
+        key = None if idempotency_key is None else validation.name("idempotency_key", idempotency_key)
+        return self._writer.update(memory_id, event, expected_version=expected_version, idempotency_key=key)
+
+    # -- forgetting ----------------------------------------------------------------------------------------------------
+
+    def forget(self, memory_id: str, *, reason: str | None = None) -> Erasure:
+        """Forget a memory and every version of it: its keys are destroyed. Twice returns the first `Erasure`.
+
+        `reason` is a short code such as `user_request`, never free text.
+
+        Raises:
+            MemoryNotFound: nobody ever remembered it.
+        """
+        self._check()
+        lookup.id_bytes(memory_id)
+        return self._forgetter.memory(memory_id, validation.reason(reason))
+
+    def forget_session(self, session_id: str) -> Erasure:
+        """Forget a session with all it holds. The name may be used again and means a new session then.
+
+        Twice returns the first `Erasure`; of a session that never was, an empty one.
+        """
+        self._check()
+        return self._forgetter.session(validation.session(session_id))
+
+    def forget_user(self, user_id: str) -> Erasure:
+        """Forget a user: every session, and the key everything of the user was sealed under.
+
+        Twice returns the first `Erasure`; of a user that never was, an empty one.
+        """
+        self._check()
+        return self._forgetter.user(validation.name("user_id", user_id))
+
+    def forget_where(self, session_id: str, where: Where) -> Erasure:
+        """Forget the memories of a session that match a filter; an empty `Erasure` if none does.
+
+        Raises:
+            FilterError: the filter is malformed, or empty: to forget everything, say forget_session.
+        """
+        self._check()
+        session_id = validation.session(session_id)
+        condition = compile_filter(where)
+        if is_empty(where):
+            raise FilterError("", "an empty filter forgets nothing: name what to forget, or use forget_session")
+        return self._forgetter.where(session_id, condition)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def get(self, memory_id: str) -> Memory:
+        """A memory by its id.
+
+        Raises:
+            MemoryNotFound: no memory ever had this id.
+            MemoryForgotten: it was forgotten.
+        """
+        self._check()
+        with self._lookup.view_of(memory_id) as view:
+            return lookup.live(view, memory_id)
+
+    def find(
+        self,
+        session_id: str,
+        *,
+        where: Where | None = None,
+        before: datetime | None = None,
+        after: datetime | None = None,
+        order: Order = "newest",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """A page of a session's memories in order of time; an unknown or forgotten session is empty.
+
+        `after` <= occurred_at < `before`. `limit` is 1 to 10,000; `cursor` comes from the page before.
+
+        Raises:
+            InvalidQuery, FilterError: an argument makes no sense.
+        """
+        self._check()
+        session_id, limit = validation.session(session_id), validation.limit(limit)
+        if order not in ("newest", "oldest"):
+            raise InvalidQuery("order", 'must be "newest" or "oldest"')
+        start = None if cursor is None else from_cursor(order, cursor, tuple[int, int])
+        condition = compile_filter(where or {})
+        before, after = validation.bound("before", before), validation.bound("after", after)
+        with self._views.session(session_id) as view:
+            if view is None:
+                return Page(memories=[], cursor=None)
+            found = view.find(condition, before=before, after=after, order=order, limit=limit + 1, start=start)
+        more = len(found) > limit
+        found = found[:limit]
+        return Page(memories=[memory for memory, _ in found], cursor=to_cursor(order, found[-1][1]) if more else None)
+
+    def count(self, session_id: str, *, where: Where | None = None) -> int:
+        """How many memories of a session match; 0 for an unknown or forgotten session."""
+        self._check()
+        session_id, condition = validation.session(session_id), compile_filter(where or {})
+        with self._views.session(session_id) as view:
+            return view.count(condition) if view else 0
+
+    def recall(
+        self,
+        query: str,
+        *,
+        session_id: str,
+        limit: int = 10,
+        min_score: float = 0.0,
+        where: Where | None = None,
+        before: datetime | None = None,
+        after: datetime | None = None,
+        wait_s: float = 10.0,
+    ) -> Recollections:
+        """The memories of a session that answer `query` best, best first, with a score in [0, 1].
+
+        Sees every remember that was acknowledged before the call, by any process. The query is plain text: its words are
+        looked for in any form, and no character of it is special. `wait_s` bounds how long an answer may wait for what it
+        needs; words need no waiting.
+
+        Raises:
+            InvalidQuery, FilterError: an argument makes no sense; an empty query, a limit outside 1 to 10,000.
+        """
+        self._check()
+        session_id, limit = validation.session(session_id), validation.limit(limit)
+        query, min_score = validation.query(query), validation.score(min_score)
+        validation.wait(wait_s)
+        condition = self._restriction(where, before, after)
+        with self._views.session(session_id) as view:
+            if view is None:
+                return Recollections([], position=0)
+            hits = view.search(query, condition, limit=limit)
+            position = view.position
+        found: list[Recollection] = recollections(hits, min_score=min_score)
+        return Recollections(found, position=position)
+
+    def history(self, memory_id: str) -> list[Change]:
+        """Every version of a memory, first to last; of a forgotten one the changes without content.
+
+        Raises:
+            MemoryNotFound: no memory ever had this id.
+        """
+        self._check()
+        with self._lookup.view_of(memory_id) as view:
+            changes = view.history(lookup.id_bytes(memory_id))
+        if not changes:
+            raise MemoryNotFound(memory_id)
+        return changes
+
+    def sessions(self, user_id: str | None = None, *, limit: int = 100, cursor: str | None = None) -> SessionPage:
+        """A page of sessions, newest first, of one user or of everybody."""
+        self._check()
+        if user_id is not None:
+            validation.name("user_id", user_id)
+        limit = validation.limit(limit)
+        session_place(cursor)
+        return self._catalog.sessions(user_id, limit, cursor)
+
+    def stats(self, session_id: str | None = None) -> Stats:
+        """Counts of a session, or of the whole tenant."""
+        self._check()
+        return self._catalog.stats(None if session_id is None else validation.session(session_id))
+
+    def events(self, after: int = 0, *, session_id: str | None = None) -> Iterator[StoredEvent]:
+        """The log behind position `after`, in order, up to what is settled at the time of the call.
+
+        Ask again with the last position you saw to go on: no event is missed and none comes twice. Erased events come
+        with `data=None`.
+        """
+        self._check()
+        if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after < 2**63:
+            raise InvalidQuery("after", "must be a position: 0, or one that an event had")
+        return self._catalog.events(after, None if session_id is None else validation.session(session_id))
+
+    def _restriction(self, where: Where | None, before: datetime | None, after: datetime | None) -> Condition:
+        times = time_range(validation.bound("before", before), validation.bound("after", after))
+        return both(compile_filter(where or {}), times)
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedStore(self._pid)
+        if self._closed:
+            raise StoreClosed
+
+
+def _names(session_id: str, user_id: str | None, idempotency_key: str | None) -> tuple[str, str | None, str | None]:
+    return (
+        validation.name("session_id", session_id),
+        None if user_id is None else validation.name("user_id", user_id),
+        None if idempotency_key is None else validation.name("idempotency_key", idempotency_key),
+    )

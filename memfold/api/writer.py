@@ -1,0 +1,186 @@
+"""Remembering and updating: from a caller's words to an acknowledged fact.
+
+A fact about a new memory needs no decision. An update is decided on a view, appended with the stream version it was read
+at, and decided anew when somebody touched the memory in between.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from hashlib import sha256
+
+from memfold.errors import Contended, IdempotencyConflict, MemoryForgotten, VersionConflict
+from memfold.eventstore import arrays, reader, sealing
+from memfold.eventstore.append import NO_DECISION, Answer, Committer, Request, Verdict
+from memfold.eventstore.codec import LoggedEvent, SealedEvent, encode, event_key, new_id, open_event, seal_event
+from memfold.eventstore.database import Database
+from memfold.eventstore.keyring import Keyring, SessionRef
+from memfold.events import Event, MemoryRemembered, MemoryUpdated
+from memfold.model import Memory
+from memfold.projections import fold
+from memfold.projections.lookup import Lookup, id_bytes, live
+
+
+class Writer:
+    """Appends facts about memories and says what they made."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        committer: Committer,
+        lookup: Lookup,
+        *,
+        clock: Callable[[], datetime],
+        retries_max: int,
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._committer = committer
+        self._lookup = lookup
+        self._clock = clock
+        self._retries_max = retries_max
+
+    def remember(
+        self, events: Sequence[MemoryRemembered], *, session_id: str, user_id: str | None, idempotency_key: str | None
+    ) -> list[Memory]:
+        """Append new memories of a session, all or none."""
+        for _ in range(self._retries_max):
+            at = self._clock()
+            ref = self._keyring.open_session(session_id, user_id, at)
+            sealed = [self._seal(event, ref, new_id()) for event in events]
+            request = self._request(ref, sealed, at, events, idempotency_key)
+            answer = self._committer.append(request)
+            if answer.verdict is Verdict.ACCEPTED:
+                return [
+                    fold.remembered(
+                        event,
+                        memory_id=stored.memory_id or b"",
+                        session_id=ref.session_id,
+                        user_id=ref.user_id,
+                        recorded_at=answer.recorded_at,
+                    )
+                    for event, stored in zip(events, sealed, strict=True)
+                ]
+            if answer.verdict is Verdict.DUPLICATE:
+                logged = self._first_answer(ref, request.idempotency, events)
+                return [self._as_remembered(ref, event) for event in logged]
+            # The session or its user was forgotten since we last looked: the same name now means a new one.
+            self._keyring.drop(session_id)
+        raise Contended(self._retries_max)
+
+    def update(self, memory_id: str, event: MemoryUpdated, *, expected_version: int | None, idempotency_key: str | None) -> Memory:
+        """Append a change of one memory."""
+        for _ in range(self._retries_max):
+            with self._lookup.view_of(memory_id) as view:
+                stream_version, session_id, stream = view.version, view.session_id, view.stream
+                found = view.current(id_bytes(memory_id))
+            if found is None:
+                raise MemoryForgotten(memory_id)
+            memory = found[0]
+            ref = self._keyring.find_session(session_id) if idempotency_key else None
+            if idempotency_key and ref and ref.stream == stream:
+                earlier = self._earlier(ref, memory_id, event, idempotency_key)
+                if earlier:
+                    return earlier
+            if expected_version is not None and memory.version != expected_version:
+                raise VersionConflict(memory_id, expected=expected_version, actual=memory.version)
+            if not dict(fold.given(event)):
+                return memory
+            answer = self._append_update(memory, event, session_id, stream, stream_version, idempotency_key)
+            if answer.verdict is Verdict.ACCEPTED:
+                return fold.updated(memory, event, recorded_at=answer.recorded_at)
+        raise Contended(self._retries_max)
+
+    def _append_update(
+        self, memory: Memory, event: MemoryUpdated, session_id: str, stream: bytes, version: int, idempotency_key: str | None
+    ) -> Answer:
+        at = self._clock()
+        ref = self._keyring.open_session(session_id, None, at)
+        if ref.stream != stream:
+            self._keyring.drop(session_id)
+            return Answer(Verdict.CONFLICT)
+        sealed = [self._seal(event, ref, id_bytes(memory.id))]
+        answer = self._committer.append(self._request(ref, sealed, at, [event], idempotency_key, expected=version))
+        if answer.verdict in (Verdict.KEY_GONE, Verdict.STREAM_GONE):
+            self._keyring.drop(session_id)
+        return answer
+
+    def _seal(self, event: Event, ref: SessionRef, memory_id: bytes) -> SealedEvent:
+        return seal_event(event, tenant=self._keyring.tenant, stream=ref.stream, memory_id=memory_id, wrapping=ref.key)
+
+    def _request(
+        self,
+        ref: SessionRef,
+        sealed: Sequence[SealedEvent],
+        at: datetime,
+        events: Sequence[Event],
+        idempotency_key: str | None,
+        *,
+        expected: int = NO_DECISION,
+    ) -> Request:
+        request = Request(ref.stream, ref.user, ref.key.version, at, sealed, expected)
+        if idempotency_key:
+            request.idempotency = self._keyring.idempotency_hmac(ref.stream, idempotency_key)
+            request.commitment = commitment([event.key for event in sealed], events)
+        return request
+
+    def _earlier(self, ref: SessionRef, memory_id: str, event: MemoryUpdated, idempotency_key: str) -> Memory | None:
+        """The answer the same update was given before; None if this is the first time."""
+        key_hmac = self._keyring.idempotency_hmac(ref.stream, idempotency_key)
+        if self._idempotent_row(ref, key_hmac) is None:
+            return None
+        logged = self._first_answer(ref, key_hmac, [event])[0]
+        if logged.row.memory_id != id_bytes(memory_id):
+            raise IdempotencyConflict
+        with self._lookup.view_of(memory_id) as view:
+            live(view, memory_id)
+            return next(change.memory for change in view.history(id_bytes(memory_id)) if change.position == logged.row.position)
+
+    def _idempotent_row(self, ref: SessionRef, key_hmac: bytes) -> tuple[int, int, bytes] | None:
+        row = self._database.row(
+            """SELECT first_version, last_version, commitment FROM memfold.idempotency
+               WHERE tenant_id = %s AND stream_id = %s AND key_hmac = %s""",
+            (self._keyring.tenant, arrays.uuid(ref.stream), key_hmac),
+        )
+        return (row.first_version, row.last_version, row.commitment) if row else None
+
+    def _first_answer(self, ref: SessionRef, key_hmac: bytes, events: Sequence[Event]) -> list[LoggedEvent]:
+        """The events that were appended when the idempotency key was first used, if they say the same as `events`.
+
+        Raises:
+            IdempotencyConflict: they say something else.
+            MemoryForgotten: one of them was forgotten since, so nobody can tell, nor repeat the answer.
+        """
+        found = self._idempotent_row(ref, key_hmac)
+        if found is None:
+            raise Contended(1)
+        first, last, committed = found
+        rows = reader.read_stream(self._database, self._keyring.tenant, ref.stream, first - 1, last)
+        for row in rows:
+            if row.wrapped_key is None:
+                raise MemoryForgotten(str(uuid.UUID(bytes=row.memory_id or bytes(16))))
+        tenant = self._keyring.tenant
+        keys = [event_key(row, tenant=tenant, wrapping=ref.key) for row in rows]
+        if len(rows) != len(events) or commitment(keys, events) != committed:
+            raise IdempotencyConflict
+        return [LoggedEvent(row, open_event(row, tenant=tenant, wrapping=ref.key)) for row in rows]
+
+    def _as_remembered(self, ref: SessionRef, event: LoggedEvent) -> Memory:
+        assert isinstance(event.data, MemoryRemembered)
+        return fold.remembered(
+            event.data,
+            memory_id=event.row.memory_id or b"",
+            session_id=ref.session_id,
+            user_id=ref.user_id,
+            recorded_at=event.row.recorded_at,
+        )
+
+
+def commitment(keys: Sequence[bytes], events: Sequence[Event]) -> bytes:
+    """What an idempotency key stands for, as a hash that dies with the events it speaks of.
+
+    Keyed by subkeys of all the events' keys: once one of them is forgotten, nobody can try guesses against it.
+    """
+    key = sha256(b"".join(sealing.subkey(key, sealing.COMMITMENT) for key in keys)).digest()
+    return sealing.keyed_hash(key, *(type(event).__name__.encode() + encode(event) for event in events))

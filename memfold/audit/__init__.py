@@ -1,0 +1,1 @@
+"""Erasure and its evidence: what was forgotten, and that it is gone."""

@@ -1,0 +1,177 @@
+"""Forgetting a memory, what a filter finds, a session or a user: one path, and an answer that names what was destroyed.
+
+Decided on a view, appended with the version it was read at, decided anew after a lost race. A second call for the same
+subject finds the first one's facts in the log and gives the same answer.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from memfold.errors import Contended, MemoryForgotten
+from memfold.eventstore import arrays, erase
+from memfold.eventstore.append import NO_DECISION, Request, Verdict
+from memfold.eventstore.codec import open_event, seal_event
+from memfold.eventstore.database import Database
+from memfold.eventstore.erase import Erased
+from memfold.eventstore.keyring import NOBODY, Keyring
+from memfold.eventstore.reader import read_stream
+from memfold.events import MemoryForgotten as MemoryForgottenFact
+from memfold.events import SessionForgotten, UserForgotten
+from memfold.model import Erasure, Scope
+from memfold.projections.filters import Condition
+from memfold.projections.fold import memory_id_text
+from memfold.projections.lookup import Lookup, id_bytes
+from memfold.projections.views import Views
+
+NOTHING: tuple[str, ...] = ()
+
+
+class Forgetter:
+    """Forgets, and says what was destroyed."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        views: Views,
+        lookup: Lookup,
+        *,
+        clock: Callable[[], datetime],
+        retries_max: int,
+    ) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._views = views
+        self._lookup = lookup
+        self._clock = clock
+        self._retries_max = retries_max
+
+    def memory(self, memory_id: str, reason: str | None) -> Erasure:
+        """Forget one memory. Raises MemoryNotFound if nobody ever remembered it."""
+        for _ in range(self._retries_max):
+            with self._lookup.view_of(memory_id) as view:
+                stream, session_id, version = view.stream, view.session_id, view.version
+                is_live = view.current(id_bytes(memory_id)) is not None
+            if not is_live:
+                return self._first_erasure(memory_id, stream)
+            if self._append(session_id, stream, version, [id_bytes(memory_id)], reason):
+                return self._erasure("memory", stream, [id_bytes(memory_id)], reason)
+        raise Contended(self._retries_max)
+
+    def where(self, session_id: str, condition: Condition) -> Erasure:
+        """Forget the memories of a session that match; an empty erasure if none does."""
+        for _ in range(self._retries_max):
+            with self._views.session(session_id) as view:
+                ids = view.ids(condition) if view else []
+                stream, version = (view.stream, view.version) if view else (b"", 0)
+            if not ids:
+                return nothing("filter")
+            if self._append(session_id, stream, version, ids, None):
+                return self._erasure("filter", stream, ids, None)
+        raise Contended(self._retries_max)
+
+    def session(self, session_id: str) -> Erasure:
+        """Forget a session with all it holds."""
+        name_hmac = self._keyring.session_hmac(session_id)
+        for _ in range(self._retries_max):
+            ref = self._keyring.find_session(session_id)
+            if ref is None:
+                return self._erasure_of_streams("session", erase.streams_forgotten_as(self._database, self._keyring.tenant, name_hmac))
+            requests = [self._closing(ref.stream)]
+            answer = erase.forget_streams(
+                self._database, self._keyring.tenant, requests, closing=[ref.stream], name_hmac=name_hmac, user=None
+            )
+            self._keyring.drop(session_id)
+            if answer.verdict is Verdict.ACCEPTED:
+                return self._erasure_of_streams("session", [ref.stream])
+        raise Contended(self._retries_max)
+
+    def user(self, user_id: str) -> Erasure:
+        """Forget a user: every session, and the key that everything of the user was sealed under."""
+        keyring, database = self._keyring, self._database
+        name_hmac = keyring.user_hmac(user_id)
+        for _ in range(self._retries_max):
+            user = keyring.find_user(user_id)
+            if user is None:
+                return self._erasure_of_streams("user", erase.streams_forgotten_as(database, keyring.tenant, name_hmac))
+            streams = self._streams_of(user)
+            requests = [*map(self._closing, streams), self._farewell(streams)]
+            answer = erase.forget_streams(database, keyring.tenant, requests, closing=streams, name_hmac=name_hmac, user=user)
+            if answer.verdict is Verdict.ACCEPTED:
+                keyring.drop_user(user)
+                return self._erasure_of_streams("user", streams)
+        raise Contended(self._retries_max)
+
+    def _append(self, session_id: str, stream: bytes, version: int, ids: Sequence[bytes], reason: str | None) -> bool:
+        at = self._clock()
+        ref = self._keyring.find_session(session_id)
+        if ref is None or ref.stream != stream:
+            return False
+        fact = MemoryForgottenFact(reason=reason)
+        sealed = [
+            seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=memory_id, wrapping=ref.key) for memory_id in ids
+        ]
+        request = Request(stream, ref.user, ref.key.version, at, sealed, version)
+        return erase.forget_memories(self._database, self._keyring.tenant, request).verdict is Verdict.ACCEPTED
+
+    def _closing(self, stream: bytes) -> Request:
+        return self._tenant_fact(stream, SessionForgotten())
+
+    def _farewell(self, streams: Sequence[bytes]) -> Request:
+        return self._tenant_fact(self._keyring.tenant_stream, UserForgotten(streams=tuple(map(memory_id_text, streams))))
+
+    def _tenant_fact(self, stream: bytes, fact: SessionForgotten | UserForgotten) -> Request:
+        """A fact under the tenant's own key: it outlives the user it speaks of."""
+        key = self._keyring.tenant_key
+        sealed = [seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=None, wrapping=key)]
+        return Request(stream, NOBODY, key.version, self._clock(), sealed, NO_DECISION)
+
+    def _streams_of(self, user: bytes) -> list[bytes]:
+        query = "SELECT stream_id FROM memfold.sessions WHERE tenant_id = %s AND user_id = %s ORDER BY created_at, stream_id"
+        return [row.stream_id.bytes for row in self._database.rows(query, (self._keyring.tenant, arrays.uuid(user)))]
+
+    def _first_erasure(self, memory_id: str, stream: bytes) -> Erasure:
+        """The erasure that forgot this memory: its own, or that of its session."""
+        own = erase.erased_memories(self._database, self._keyring.tenant, stream, [id_bytes(memory_id)])
+        if own is None:
+            return self._erasure_of_streams("session", [stream])
+        return _as_erasure("memory", own, self._reason(stream, own.position))
+
+    def _erasure(self, scope: Scope, stream: bytes, ids: Sequence[bytes], reason: str | None) -> Erasure:
+        erased = erase.erased_memories(self._database, self._keyring.tenant, stream, ids)
+        if erased is None:
+            raise MemoryForgotten(memory_id_text(ids[0]))
+        return _as_erasure(scope, erased, reason)
+
+    def _erasure_of_streams(self, scope: Scope, streams: Sequence[bytes]) -> Erasure:
+        erased = erase.erased_streams(self._database, self._keyring.tenant, streams) if streams else None
+        return _as_erasure(scope, erased, None) if erased else nothing(scope)
+
+    def _reason(self, stream: bytes, position: int) -> str | None:
+        """The code that a forgetting fact holds, as long as its user's key stands."""
+        ref = self._keyring.session_of_stream(stream)
+        rows = read_stream(self._database, self._keyring.tenant, stream) if ref else []
+        for row in rows:
+            if row.position == position and ref and row.wrapped_key:
+                fact = open_event(row, tenant=self._keyring.tenant, wrapping=ref.key)
+                return fact.reason if isinstance(fact, MemoryForgottenFact) else None
+        return None
+
+
+def nothing(scope: Scope) -> Erasure:
+    """The erasure of nothing."""
+    return Erasure(scope=scope, position=None, recorded_at=None, memory_ids=NOTHING, erased_positions=(), keys_deleted=0)
+
+
+def _as_erasure(scope: Scope, erased: Erased, reason: str | None) -> Erasure:
+    return Erasure(
+        scope=scope,
+        position=erased.position,
+        recorded_at=erased.recorded_at,
+        memory_ids=tuple(map(memory_id_text, erased.memory_ids)),
+        erased_positions=tuple(erased.positions),
+        keys_deleted=len(erased.positions),
+        reason=reason,
+    )
+
+

@@ -1,0 +1,110 @@
+"""Forgetting in the log: facts are appended and keys, payloads and vectors destroyed, in one transaction.
+
+What was erased is always read from the spine, which keeps every id and position: the first answer and a later one agree.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from memfold.eventstore import arrays
+from memfold.eventstore.append import Answer, Request, Verdict, answers, columns, durably, fetch
+from memfold.eventstore.database import Connection, Database
+from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, SessionForgotten
+
+FORGOTTEN, REMEMBERED, CLOSED = NUMBERS[MemoryForgotten], NUMBERS[MemoryRemembered], NUMBERS[SessionForgotten]
+
+_ARRAYS = ", ".join(["%b"] * 17)
+FORGET_MEMORIES = f"SELECT verdict, version, recorded, positions FROM memfold.forget_memories(%s, {_ARRAYS})"
+FORGET_STREAMS = f"SELECT verdict, version, recorded, positions FROM memfold.forget_streams(%s, %b::uuid, %b::bytea, {_ARRAYS}, %b)"
+
+
+class Erased(NamedTuple):
+    """What the spine says of an erasure: its last fact, the memories, and the events whose keys were deleted."""
+
+    position: int
+    recorded_at: datetime
+    memory_ids: list[bytes]
+    positions: list[int]
+
+
+def forget_memories(database: Database, tenant: int, request: Request) -> Answer:
+    """Append the facts of `request`, one a memory, and destroy everything those memories ever held."""
+
+    def write(connection: Connection, tenant: int, request: Request) -> Answer:
+        return answers([request], fetch(connection, FORGET_MEMORIES, (tenant, *columns([request]))))[0]
+
+    return durably(database, tenant, request, write)
+
+
+def forget_streams(
+    database: Database, tenant: int, requests: Sequence[Request], *, closing: Sequence[bytes], name_hmac: bytes, user: bytes | None
+) -> Answer:
+    """Close streams and destroy what they hold; with `user`, destroy that user's key. Each request brings a closing fact.
+
+    The answer is that of the last request. CONFLICT: the user has other sessions by now.
+    """
+
+    def write(connection: Connection, tenant: int, _: Request) -> Answer:
+        subject = (arrays.uuid(user) if user else None, name_hmac)
+        row = fetch(connection, FORGET_STREAMS, (tenant, *subject, *columns(requests), arrays.uuid_array(closing)))
+        return _last(requests, row)
+
+    return durably(database, tenant, requests[-1], write)
+
+
+def _last(requests: Sequence[Request], row: Sequence[Any]) -> Answer:
+    if row[1] is None:
+        return Answer(Verdict(row[0][0]))
+    return answers(requests, row)[-1]
+
+
+def erased_memories(database: Database, tenant: int, stream: bytes, memory_ids: Sequence[bytes]) -> Erased | None:
+    """What forgetting these memories of a stream destroyed; None if none of them was forgotten."""
+    rows = database.rows(
+        """SELECT position, memory_id, type, recorded_at FROM memfold.events
+           WHERE tenant_id = %s AND memory_id = ANY(%s) AND stream_id = %s ORDER BY position""",
+        (tenant, arrays.uuid_array(memory_ids), arrays.uuid(stream)),
+    )
+    facts = [row for row in rows if row.type == FORGOTTEN]
+    if not facts:
+        return None
+    forgotten = {row.memory_id for row in facts}
+    positions = [row.position for row in rows if row.type != FORGOTTEN and row.memory_id in forgotten]
+    return _erased(facts[-1], [row.memory_id.bytes for row in facts], positions)
+
+
+def erased_streams(database: Database, tenant: int, streams: Sequence[bytes]) -> Erased | None:
+    """What forgetting these streams destroyed, beyond what had been forgotten before; None if none was closed."""
+    rows = database.rows(
+        """SELECT position, memory_id, type, recorded_at FROM memfold.events
+           WHERE tenant_id = %s AND stream_id = ANY(%s) ORDER BY position""",
+        (tenant, arrays.uuid_array(streams)),
+    )
+    closing = [row for row in rows if row.type == CLOSED]
+    if not closing:
+        return None
+    before = {row.memory_id for row in rows if row.type == FORGOTTEN}
+    positions = [row.position for row in rows if row.type == FORGOTTEN or (row.type != CLOSED and row.memory_id not in before)]
+    ids = [row.memory_id.bytes for row in rows if row.type == REMEMBERED and row.memory_id not in before]
+    return _erased(closing[-1], ids, positions)
+
+
+def _erased(fact: Any, memory_ids: list[bytes], positions: list[int]) -> Erased:
+    return Erased(fact.position, fact.recorded_at.astimezone(UTC), memory_ids, positions)
+
+
+def streams_forgotten_as(database: Database, tenant: int, name_hmac: bytes) -> list[bytes]:
+    """The streams that were closed when the session or user of this name was last forgotten; empty if never."""
+    row = database.row("SELECT streams FROM memfold.erasures WHERE tenant_id = %s AND name_hmac = %s", (tenant, name_hmac))
+    return [stream.bytes for stream in row.streams] if row else []
+
+
+def store_embeddings(database: Database, tenant: int, model: str, positions: Sequence[int], sealed: Sequence[bytes]) -> int:
+    """Store what was derived from events, one blob a position, only where the event's key still stands; return how many.
+
+    Each blob must be sealed under its event's `vector_label(model)` subkey. Storing again changes nothing.
+    """
+    parameters = (tenant, model, arrays.int_array(positions, arrays.INT8), arrays.bytea_array(sealed))
+    query = "SELECT memfold.store_embeddings(%s, %s, %b, %b)"
+    return int(database.read(lambda connection: fetch(connection, query, parameters)[0]))

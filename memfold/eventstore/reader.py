@@ -1,0 +1,99 @@
+"""Reading the log: one stream by version, or the whole log by position.
+
+Rows come back with what is left of them; opening them is `codec`'s. A range is written on all three tables, because
+PostgreSQL does not carry `position > x AND position <= y` across the join (twice as fast in pages, see docs/log.md).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from memfold.eventstore import arrays
+from memfold.eventstore.codec import Row
+from memfold.eventstore.database import Connection, Database
+
+PAGE_EVENTS = 2_000
+
+FIELDS = """e.position, uuid_send(e.stream_id), e.version, uuid_send(e.event_id), uuid_send(e.memory_id), e.type, e.schema_version,
+    e.recorded_at, e.digest, p.sealed, k.wrapped, k.kek_version"""
+
+PAGE = f"""
+SELECT {FIELDS}
+FROM memfold.events e
+LEFT JOIN memfold.payloads p ON p.tenant_id = %(tenant)s AND p.position > %(after)s AND p.position <= %(upto)s AND p.position = e.position
+LEFT JOIN memfold_keys.keys k ON k.tenant_id = %(tenant)s AND k.position > %(after)s AND k.position <= %(upto)s AND k.position = e.position
+WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.position <= %(upto)s
+ORDER BY e.position LIMIT %(limit)s"""
+
+STREAM = f"""
+SELECT {FIELDS}
+FROM memfold.events e
+LEFT JOIN memfold.payloads p ON p.tenant_id = e.tenant_id AND p.position = e.position
+LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+WHERE e.tenant_id = %(tenant)s AND e.stream_id = %(stream)s AND e.version > %(after)s AND e.version <= %(upto)s
+ORDER BY e.version"""
+
+# The mapping from name to stream is read with the events, in one snapshot: no process serves a session that is gone.
+# A stream or user that changed under the caller is read from its beginning.
+SESSION = f"""
+SELECT uuid_send(s.stream_id), uuid_send(s.user_id), u.key_version, {FIELDS}
+FROM memfold.sessions s
+JOIN memfold_keys.users u ON u.tenant_id = s.tenant_id AND u.user_id = s.user_id
+LEFT JOIN memfold.events e ON e.tenant_id = s.tenant_id AND e.stream_id = s.stream_id
+    AND e.version > CASE WHEN s.stream_id = %(known)s THEN %(after)s ELSE 0 END
+LEFT JOIN memfold.payloads p ON p.tenant_id = e.tenant_id AND p.position = e.position
+LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+WHERE s.tenant_id = %(tenant)s AND s.name_hmac = %(name)s
+ORDER BY e.version"""
+
+
+class SessionRows(NamedTuple):
+    """What a session's name led to: its stream and user, the version of the user's key, and the events that are new."""
+
+    stream: bytes
+    user: bytes
+    key_version: int
+    rows: list[Row]
+
+
+def read_session(database: Database, tenant: int, name_hmac: bytes, known: bytes, after: int) -> SessionRows | None:
+    """The session of this name and its events after version `after`, if its stream is still `known`, else all of them.
+
+    None if there is no such session.
+    """
+    parameters = {"tenant": tenant, "name": name_hmac, "known": arrays.uuid(known), "after": after}
+    found = database.read(lambda connection: _fetch(connection, SESSION, parameters))
+    if not found:
+        return None
+    stream, user, key_version = found[0][:3]
+    return SessionRows(stream, user, key_version, [Row(*row[3:]) for row in found if row[3] is not None])
+
+
+def read_stream(database: Database, tenant: int, stream: bytes, after: int = 0, upto: int = 2**31 - 1) -> list[Row]:
+    """The events of a stream with `after` < version <= `upto`, in order."""
+    parameters = {"tenant": tenant, "stream": arrays.uuid(stream), "after": after, "upto": upto}
+    return [Row(*row) for row in database.read(lambda connection: _fetch(connection, STREAM, parameters))]
+
+
+def read_log(database: Database, tenant: int, after: int, upto: int, page: int = PAGE_EVENTS) -> Iterator[list[Row]]:
+    """The events of the whole tenant with `after` < position <= `upto`, page by page, in order.
+
+    `upto` must not be beyond the settled position, or events are lost.
+    """
+    while after < upto:
+        parameters = {"tenant": tenant, "after": after, "upto": upto, "limit": page}
+        rows = [Row(*row) for row in database.read(lambda connection, p=parameters: _fetch(connection, PAGE, p))]  # type: ignore[misc]
+        if rows:
+            yield rows
+        after = rows[-1].position if len(rows) == page else upto
+
+
+def stream_of_memory(database: Database, tenant: int, memory_id: bytes) -> bytes | None:
+    """The stream a memory lives in; None if nobody ever remembered it."""
+    query = "SELECT stream_id FROM memfold.events WHERE tenant_id = %s AND memory_id = %s LIMIT 1"
+    row = database.row(query, (tenant, arrays.uuid(memory_id)))
+    return row.stream_id.bytes if row else None
+
+
+def _fetch(connection: Connection, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    with connection.cursor(binary=True) as cursor:
+        return cursor.execute(query, parameters).fetchall()  # type: ignore[arg-type]

@@ -1,0 +1,181 @@
+"""The tables, as SQLAlchemy metadata: what the migrations make, and what cold queries are written against.
+
+`memfold.events` is the spine (immutable), `memfold.payloads` the vault (deletable), `memfold_keys` the keyring
+(destroyable; a schema of its own so that backups can leave it out). `tenant_id` leads every key. There are no foreign keys
+among the three: the append functions are their only writer.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+
+SCHEMA = "memfold"
+KEYS = "memfold_keys"
+HEAD = "0001"
+"""The newest migration."""
+
+metadata = MetaData()
+
+
+def _required(name: str, type_: object, **options: object) -> Column[object]:
+    return Column(name, type_, nullable=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+events = Table(
+    "events",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("position", BigInteger, server_default=text("nextval('memfold.position')")),
+    _required("stream_id", Uuid),
+    _required("version", Integer),
+    _required("event_id", Uuid),
+    Column("memory_id", Uuid),
+    _required("type", SmallInteger),
+    _required("schema_version", SmallInteger),
+    _required("recorded_at", TIMESTAMP(timezone=True)),
+    _required("digest", LargeBinary),
+    PrimaryKeyConstraint("tenant_id", "position", name="events_pkey"),
+    UniqueConstraint("tenant_id", "stream_id", "version", name="events_stream_version"),
+    UniqueConstraint("tenant_id", "event_id", name="events_event_id"),
+    schema=SCHEMA,
+)
+Index("events_memory", events.c.tenant_id, events.c.memory_id)
+
+payloads = Table(
+    "payloads",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("position", BigInteger),
+    _required("sealed", LargeBinary),
+    PrimaryKeyConstraint("tenant_id", "position", name="payloads_pkey"),
+    schema=SCHEMA,
+)
+
+embeddings = Table(
+    "embeddings",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("position", BigInteger),
+    _required("model", Text),
+    _required("sealed", LargeBinary),
+    PrimaryKeyConstraint("tenant_id", "position", "model", name="embeddings_pkey"),
+    schema=SCHEMA,
+)
+
+heads = Table(
+    "heads",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("stream_id", Uuid),
+    _required("version", Integer),
+    _required("recorded_at", TIMESTAMP(timezone=True)),
+    _required("closed", Boolean),
+    PrimaryKeyConstraint("tenant_id", "stream_id", name="heads_pkey"),
+    schema=SCHEMA,
+    postgresql_with={"fillfactor": "50"},
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("stream_id", Uuid),
+    _required("name_hmac", LargeBinary),
+    _required("user_id", Uuid),
+    _required("sealed_name", LargeBinary),
+    _required("created_at", TIMESTAMP(timezone=True)),
+    PrimaryKeyConstraint("tenant_id", "stream_id", name="sessions_pkey"),
+    UniqueConstraint("tenant_id", "name_hmac", name="sessions_name"),
+    schema=SCHEMA,
+)
+Index("sessions_created", sessions.c.tenant_id, sessions.c.created_at, sessions.c.stream_id)
+Index("sessions_user", sessions.c.tenant_id, sessions.c.user_id, sessions.c.created_at, sessions.c.stream_id)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("stream_id", Uuid),
+    _required("key_hmac", LargeBinary),
+    _required("first_version", Integer),
+    _required("last_version", Integer),
+    _required("commitment", LargeBinary),
+    PrimaryKeyConstraint("tenant_id", "stream_id", "key_hmac", name="idempotency_pkey"),
+    schema=SCHEMA,
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("name_hmac", LargeBinary),
+    _required("streams", ARRAY(Uuid)),
+    PrimaryKeyConstraint("tenant_id", "name_hmac", name="erasures_pkey"),
+    schema=SCHEMA,
+)
+
+master = Table(
+    "master",
+    metadata,
+    _required("singleton", Boolean, server_default=text("true")),
+    _required("wrapped_lookup", LargeBinary),
+    PrimaryKeyConstraint("singleton", name="master_pkey"),
+    CheckConstraint("singleton", name="master_singleton"),
+    schema=KEYS,
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("name_hmac", LargeBinary),
+    _required("stream_id", Uuid),
+    _required("wrapped_key", LargeBinary),
+    _required("key_version", Integer),
+    PrimaryKeyConstraint("tenant_id", name="tenants_pkey"),
+    UniqueConstraint("name_hmac", name="tenants_name"),
+    schema=KEYS,
+)
+
+users = Table(
+    "users",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("user_id", Uuid),
+    _required("name_hmac", LargeBinary),
+    _required("sealed_name", LargeBinary),
+    _required("wrapped_key", LargeBinary),
+    _required("key_version", Integer),
+    PrimaryKeyConstraint("tenant_id", "user_id", name="users_pkey"),
+    UniqueConstraint("tenant_id", "name_hmac", name="users_name"),
+    schema=KEYS,
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("position", BigInteger),
+    _required("wrap_kind", SmallInteger),
+    _required("kek_version", Integer),
+    Column("sources", ARRAY(Uuid)),
+    _required("wrapped", LargeBinary),
+    PrimaryKeyConstraint("tenant_id", "position", name="keys_pkey"),
+    schema=KEYS,
+)

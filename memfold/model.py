@@ -1,0 +1,222 @@
+"""What callers hand in and get back: frozen structs without behaviour.
+
+Every time is an aware `datetime` in UTC. No `repr` shows content, names, tags or metadata: a memory may end up in a log
+line, its words must not.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from memfold.events import Event
+
+Status = Literal["active", "archived"]
+Order = Literal["newest", "oldest"]
+ChangeType = Literal["remembered", "updated", "forgotten"]
+Scope = Literal["memory", "filter", "session", "user"]
+
+
+class Discreet(msgspec.Struct, frozen=True):
+    """A struct whose `repr` names only the fields in `shown`."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
+        return f"{type(self).__name__}({fields})"
+
+    def __rich_repr__(self) -> Any:
+        for name in self.shown:
+            yield name, getattr(self, name)
+
+
+class NewMemory(Discreet, frozen=True, kw_only=True):
+    """A memory to be, as `remember_many` takes it. See `MemoryStore.remember` for the fields."""
+
+    content: str
+    role: str | None = None
+    speaker: str | None = None
+    category: str | None = None
+    importance: float | None = 0.5
+    tags: tuple[str, ...] | list[str] | None = ()
+    metadata: dict[str, Any] | None = None
+    occurred_at: datetime | None = None
+
+
+class Memory(Discreet, frozen=True, kw_only=True):
+    """One memory as it stands at `version` (1, 2, 3 … for this memory).
+
+    `importance` is in [0, 1]. `occurred_at` is when it happened (by default, when it was remembered); `created_at` and
+    `updated_at` are when the log recorded its first and its newest version.
+    """
+
+    shown = ("id", "version", "status")
+
+    id: str
+    session_id: str
+    user_id: str
+    content: str
+    role: str | None
+    speaker: str | None
+    category: str | None
+    importance: float
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    occurred_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    status: Status = "active"
+
+
+class Recollection(Discreet, frozen=True, kw_only=True):
+    """A memory that `recall` found. `score` is in [0, 1]; `parts` holds what it was made of, by name."""
+
+    shown = ("memory", "score", "parts")
+
+    memory: Memory
+    score: float
+    parts: dict[str, float]
+
+
+class Recollections(list[Recollection]):
+    """The answer of `recall`, best first.
+
+    `position`: everything of the session up to this log position was looked at. `model`: which embeddings answered
+    (None: words alone). `withheld`: how many memories were left out because they have been forgotten since.
+    """
+
+    def __init__(self, found: list[Recollection], *, position: int, model: str | None = None, withheld: int = 0) -> None:
+        super().__init__(found)
+        self.position = position
+        self.model = model
+        self.withheld = withheld
+
+
+class Page(Discreet, frozen=True, kw_only=True):
+    """Some memories and where to go on: hand `cursor` to the next `find`; None at the end."""
+
+    shown = ("memories", "cursor")
+
+    memories: list[Memory]
+    cursor: str | None
+
+
+class Change(Discreet, frozen=True, kw_only=True):
+    """One version of a memory. `memory` is how it stood then; None once it is forgotten."""
+
+    shown = ("memory_id", "version", "type", "recorded_at", "position")
+
+    memory_id: str
+    version: int
+    type: ChangeType
+    recorded_at: datetime
+    position: int
+    memory: Memory | None
+
+
+class Session(Discreet, frozen=True, kw_only=True):
+    """A session as `sessions` lists it: its live memories, its events, and the times of the first and the last event."""
+
+    shown = ("memories", "events", "created_at", "updated_at")
+
+    session_id: str
+    user_id: str
+    memories: int
+    events: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class SessionPage(Discreet, frozen=True, kw_only=True):
+    """Some sessions, newest first, and the cursor of the next page; None at the end."""
+
+    shown = ("sessions", "cursor")
+
+    sessions: list[Session]
+    cursor: str | None
+
+
+class Stats(Discreet, frozen=True, kw_only=True):
+    """Counts of a session, or of the whole tenant.
+
+    `position` is the settled position (of a session: its last event's). `database_bytes` is the size of the whole
+    database (None for a session); `views` and `view_bytes` count the folded views this process holds in RAM.
+    """
+
+    shown = ("sessions", "users", "memories", "forgotten", "events", "position", "database_bytes", "views", "view_bytes")
+
+    sessions: int
+    users: int
+    memories: int
+    forgotten: int
+    events: int
+    position: int
+    database_bytes: int | None
+    views: int
+    view_bytes: int
+
+
+class StoredEvent(Discreet, frozen=True, kw_only=True):
+    """An event as it stands in the log.
+
+    `version` counts the events of its stream without gaps; `position` orders the whole log, with gaps. `data` is the
+    opened event, None once erased; `session_id` is None once its session is forgotten, and for the tenant's own events.
+    """
+
+    shown = ("position", "version", "type", "event_id", "memory_id", "recorded_at")
+
+    position: int
+    event_id: str
+    stream_id: str
+    session_id: str | None
+    version: int
+    type: str
+    schema_version: int
+    memory_id: str | None
+    recorded_at: datetime
+    digest: bytes
+    data: Event | None
+
+
+class Erasure(Discreet, frozen=True, kw_only=True):
+    """What a forget destroyed, named by id and position, never by content.
+
+    `position` and `recorded_at` are those of the (last) fact appended; None if there was nothing to forget.
+    `memory_ids` were forgotten; the keys of the events at `erased_positions` were deleted, `keys_deleted` of them.
+    Deleted rows may survive in dead heap pages and in WAL until the keys above them are rotated.
+    """
+
+    shown = ("scope", "position", "recorded_at", "memory_ids", "keys_deleted", "reason")
+
+    scope: Scope
+    position: int | None
+    recorded_at: datetime | None
+    memory_ids: tuple[str, ...]
+    erased_positions: tuple[int, ...]
+    keys_deleted: int
+    reason: str | None = None
+
+
+__all__ = [
+    "UNSET",
+    "Change",
+    "ChangeType",
+    "Discreet",
+    "Erasure",
+    "Memory",
+    "NewMemory",
+    "Order",
+    "Page",
+    "Recollection",
+    "Recollections",
+    "Scope",
+    "Session",
+    "SessionPage",
+    "Stats",
+    "Status",
+    "StoredEvent",
+    "UnsetType",
+]

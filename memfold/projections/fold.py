@@ -1,0 +1,53 @@
+"""What each event does to a memory, as pure functions.
+
+The view folds a stream with them, and the doors use them to say what an append has made: one meaning, one place.
+"""
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from memfold.events import MemoryRemembered, MemoryUpdated
+from memfold.model import Memory
+
+
+def memory_id_text(memory_id: bytes) -> str:
+    """An id as callers see it."""
+    return str(uuid.UUID(bytes=memory_id))
+
+
+def remembered(event: MemoryRemembered, *, memory_id: bytes, session_id: str, user_id: str, recorded_at: datetime) -> Memory:
+    """The memory that a MemoryRemembered makes."""
+    return Memory(
+        id=memory_id_text(memory_id),
+        session_id=session_id,
+        user_id=user_id,
+        content=event.content,
+        role=event.role,
+        speaker=event.speaker,
+        category=event.category,
+        importance=event.importance,
+        tags=event.tags,
+        metadata=event.metadata,
+        occurred_at=(event.occurred_at or recorded_at).astimezone(UTC),
+        created_at=recorded_at,
+        updated_at=recorded_at,
+        version=1,
+    )
+
+
+def updated(memory: Memory, event: MemoryUpdated, *, recorded_at: datetime) -> Memory:
+    """`memory` after a MemoryUpdated."""
+    return msgspec.structs.replace(memory, **dict(given(event)), updated_at=recorded_at, version=memory.version + 1)
+
+
+def given(event: MemoryUpdated) -> Iterator[tuple[str, Any]]:
+    """The fields that an update sets, with their new values."""
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if value is not UNSET:
+            yield name, value

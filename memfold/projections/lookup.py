@@ -1,0 +1,66 @@
+"""From a memory's id to the view it lives in."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from memfold.errors import MemoryForgotten, MemoryNotFound
+from memfold.eventstore import reader
+from memfold.eventstore.database import Database
+from memfold.eventstore.keyring import Keyring
+from memfold.model import Memory
+from memfold.projections.view import SessionView
+from memfold.projections.views import Views
+
+
+class Lookup:
+    """Finds memories by id, in whatever session they are."""
+
+    def __init__(self, database: Database, keyring: Keyring, views: Views) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._views = views
+
+    @contextmanager
+    def view_of(self, memory_id: str) -> Iterator[SessionView]:
+        """Lend the view that holds this memory or what is left of it.
+
+        Raises:
+            MemoryNotFound: no memory ever had this id.
+        """
+        stream = reader.stream_of_memory(self._database, self._keyring.tenant, id_bytes(memory_id))
+        if stream is None:
+            raise MemoryNotFound(memory_id)
+        ref = self._keyring.session_of_stream(stream)
+        if ref:
+            with self._views.session(ref.session_id) as view:
+                if view and view.stream == stream:
+                    yield view
+                    return
+        view = self._views.remains(stream)
+        try:
+            yield view
+        finally:
+            view.close()
+
+
+def id_bytes(memory_id: object) -> bytes:
+    """An id as the log keeps it.
+
+    Raises:
+        MemoryNotFound: it is no id at all, so no memory has it.
+    """
+    try:
+        if isinstance(memory_id, str):
+            return uuid.UUID(memory_id).bytes
+    except ValueError:
+        pass
+    raise MemoryNotFound(repr(memory_id) if isinstance(memory_id, int | float) else "with an id that is no UUID")
+
+
+def live(view: SessionView, memory_id: str) -> Memory:
+    """The memory as it stands; MemoryForgotten if it was forgotten."""
+    found = view.current(id_bytes(memory_id))
+    if found is None:
+        raise MemoryForgotten(memory_id)
+    return found[0]

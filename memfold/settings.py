@@ -1,0 +1,70 @@
+"""Settings of a store, and the only place that looks at the environment.
+
+Values arrive through constructors; nothing here is global. `Settings()` holds the defaults, each with its unit in its name.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from memfold.errors import SettingsError
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a store behaves. Every value has a default that serves a laptop.
+
+    - `pool_connections_max`: database connections this process may hold.
+    - `append_connections`: how many of them may commit at once; callers beyond that share a commit.
+    - `append_events_max`: events one commit takes at most.
+    - `views_bytes_max`, `view_idle_s`: RAM for folded views, and when an unused one is dropped.
+    - `retries_max`: how often a decision about a memory is taken again after a lost race.
+    - `connect_timeout_s`: how long to wait for a connection, `statement_timeout_s` for an answer on it.
+    - `settle_timeout_s`: how long `events` waits for transactions in flight before it ends at what is settled.
+    - `async_threads`: threads of an `AsyncMemoryStore`.
+    """
+
+    pool_connections_max: int = 16
+    append_connections: int = 2
+    append_events_max: int = 10_000
+    views_bytes_max: int = 512 * 1024 * 1024
+    view_idle_s: float = 300.0
+    retries_max: int = 32
+    connect_timeout_s: float = 10.0
+    statement_timeout_s: float = 60.0
+    settle_timeout_s: float = 10.0
+    async_threads: int = 16
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) <= 0:
+                raise SettingsError(name, "must be greater than zero")
+        if self.append_connections >= self.pool_connections_max:
+            raise SettingsError("append_connections", "must leave a connection for readers: raise pool_connections_max")
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """What the environment says: `MEMFOLD_MASTER_KEY`, `MEMFOLD_TARGET`, and where run-time files may live."""
+
+    master_key: str | None
+    target: str | None
+    runtime_folder: Path | None
+
+    def __repr__(self) -> str:
+        return "Environment(…)"
+
+
+def environment() -> Environment:
+    """Read the environment, once, at the edge."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Environment(
+        master_key=os.environ.get("MEMFOLD_MASTER_KEY") or None,
+        target=os.environ.get("MEMFOLD_TARGET") or None,
+        runtime_folder=Path(runtime) if runtime else None,
+    )
+
+
+def default_folder() -> Path:
+    """The folder of the embedded store in the user's data folder."""
+    return Path(platformdirs.user_data_dir("memfold", appauthor=False))

@@ -1,0 +1,264 @@
+"""Is this something we can keep? Pure checks of what callers hand in, each with an error that names the field.
+
+Limits are generous for a memory and small for a log: what is larger belongs in a document store, with its address here.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from memfold.errors import InvalidMemory, InvalidQuery
+from memfold.events import MemoryRemembered, MemoryUpdated
+from memfold.model import NewMemory
+
+CONTENT_BYTES_MAX = 262_144
+METADATA_BYTES_MAX = 65_536
+METADATA_DEPTH_MAX = 32
+LABEL_CHARACTERS_MAX = 256
+NAME_CHARACTERS_MAX = 512
+TAGS_MAX = 64
+BATCH_MAX = 10_000
+LIMIT_MAX = 10_000
+INTEGER_MAX = 2**63 - 1
+
+_FIELDS = NewMemory.__struct_fields__
+_REASON = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def to_event(memory: NewMemory, index: int | None = None) -> MemoryRemembered:
+    """The fact that `memory` was remembered.
+
+    Raises:
+        InvalidMemory: with the field at fault, and `index` as its place in a batch.
+    """
+    try:
+        return MemoryRemembered(
+            content=content(memory.content),
+            role=label("role", memory.role),
+            speaker=label("speaker", memory.speaker),
+            category=label("category", memory.category),
+            importance=importance(memory.importance),
+            tags=tags(memory.tags),
+            metadata=metadata(memory.metadata),
+            occurred_at=moment("occurred_at", memory.occurred_at),
+        )
+    except InvalidMemory as error:
+        raise InvalidMemory(error.field, error.problem, index=index) from None
+
+
+def to_update(**fields: Any) -> MemoryUpdated:
+    """The fact that these fields were given new values; UNSET ones are left as they are, None clears.
+
+    Raises:
+        InvalidMemory: with the field at fault.
+    """
+    checks: dict[str, Any] = {
+        "content": content,
+        "role": lambda value: label("role", value),
+        "speaker": lambda value: label("speaker", value),
+        "category": lambda value: label("category", value),
+        "importance": importance,
+        "tags": tags,
+        "metadata": metadata,
+    }
+    return MemoryUpdated(**{name: checks[name](value) for name, value in fields.items() if value is not UNSET})
+
+
+def as_new_memory(item: object, index: int) -> NewMemory:
+    """An item of `remember_many`: a string, a dict of exactly the known fields (`name` means `speaker`), or a NewMemory."""
+    if isinstance(item, NewMemory):
+        return item
+    if isinstance(item, str):
+        return NewMemory(content=item)
+    if not isinstance(item, Mapping):
+        raise InvalidMemory("item", f"is {type(item).__name__}: give a string, a dict or a NewMemory", index=index)
+    fields = dict(item)
+    if "name" in fields and "speaker" not in fields:
+        fields["speaker"] = fields.pop("name")
+    unknown = [name for name in fields if name not in _FIELDS]
+    if unknown:
+        raise InvalidMemory("item", f"has {len(unknown)} unknown field(s): the fields are {', '.join(_FIELDS)}", index=index)
+    if "content" not in fields:
+        raise InvalidMemory("content", "is missing", index=index)
+    return NewMemory(**fields)
+
+
+def content(value: object) -> str:
+    text = _text("content", value)
+    if not text.strip():
+        raise InvalidMemory("content", "is empty: a memory needs words")
+    size = len(text.encode())
+    if size > CONTENT_BYTES_MAX:
+        raise InvalidMemory("content", f"has {size:,} bytes, at most {CONTENT_BYTES_MAX:,} are kept: split it, or store its address")
+    return text
+
+
+def label(field: str, value: object) -> str | None:
+    """A short text such as a role or a category."""
+    if value is None:
+        return None
+    text = _text(field, value)
+    if not text:
+        raise InvalidMemory(field, "is empty: leave it out or give None")
+    if len(text) > LABEL_CHARACTERS_MAX:
+        raise InvalidMemory(field, f"has {len(text):,} characters, at most {LABEL_CHARACTERS_MAX} are kept")
+    return text
+
+
+def importance(value: object) -> float:
+    """A number in [0, 1]; None is the default, 0.5."""
+    if value is None:
+        return 0.5
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidMemory("importance", f"is {type(value).__name__}: give a number from 0 to 1")
+    if not 0 <= value <= 1:
+        raise InvalidMemory("importance", "is outside 0 to 1")
+    return float(value)
+
+
+def tags(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
+        raise InvalidMemory("tags", f"is {type(value).__name__}: give a list of strings")
+    found = dict.fromkeys(label("tags", tag) for tag in (sorted(value, key=str) if isinstance(value, set | frozenset) else value))
+    if None in found:
+        raise InvalidMemory("tags", "holds None: give strings")
+    if len(found) > TAGS_MAX:
+        raise InvalidMemory("tags", f"has {len(found):,} tags, at most {TAGS_MAX} are kept")
+    return tuple(tag for tag in found if tag is not None)
+
+
+def metadata(value: object) -> dict[str, Any]:
+    """A JSON object: strings, finite numbers within 64 bits, booleans, null, lists and objects with string keys."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidMemory("metadata", f"is {type(value).__name__}: give a dict")
+    plain: dict[str, Any] = _json(value, METADATA_DEPTH_MAX)
+    size = len(msgspec.json.encode(plain))
+    if size > METADATA_BYTES_MAX:
+        raise InvalidMemory("metadata", f"has {size:,} bytes as JSON, at most {METADATA_BYTES_MAX:,} are kept")
+    return plain
+
+
+def _json(value: object, depth: int) -> Any:  # noqa: PLR0911
+    if depth == 0:
+        raise InvalidMemory("metadata", f"is nested deeper than {METADATA_DEPTH_MAX} levels")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text("metadata", value)
+    if isinstance(value, int):
+        if not -INTEGER_MAX - 1 <= value <= INTEGER_MAX:
+            raise InvalidMemory("metadata", "holds an integer beyond 64 bits: store it as a string")
+        return int(value)
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise InvalidMemory("metadata", "holds NaN or an infinity: JSON has no word for them")
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key): _json(inner, depth - 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(inner, depth - 1) for inner in value]
+    raise InvalidMemory("metadata", f"holds {type(value).__name__}, which JSON does not know: give strings, numbers, lists, dicts")
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidMemory("metadata", f"has a key of type {type(key).__name__}: keys are strings")
+    return _text("metadata", key)
+
+
+def moment(field: str, value: object) -> datetime | None:
+    """An aware datetime."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise InvalidMemory(field, f"is {type(value).__name__}: give an aware datetime")
+    if value.utcoffset() is None:
+        raise InvalidMemory(field, "has no time zone: give an aware datetime, such as datetime.now(timezone.utc)")
+    if not 1 < value.year < 9999:
+        raise InvalidMemory(field, "lies outside the years 2 to 9998")
+    return value
+
+
+def name(field: str, value: object) -> str:
+    """The name of a session, user or tenant, or an idempotency key."""
+    text = _text(field, value)
+    if not text:
+        raise InvalidMemory(field, "is empty")
+    if len(text) > NAME_CHARACTERS_MAX:
+        raise InvalidMemory(field, f"has {len(text):,} characters, at most {NAME_CHARACTERS_MAX} are kept")
+    return text
+
+
+def reason(value: object) -> str | None:
+    """A short code that says why something was forgotten; free text would itself be something to forget."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _REASON.fullmatch(value):
+        raise InvalidMemory("reason", "is no short code: use up to 64 of a-z 0-9 _ . -, such as user_request")
+    return value
+
+
+def limit(value: object) -> int:
+    """How many to return: 1 to LIMIT_MAX."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT_MAX:
+        raise InvalidQuery("limit", f"must be a whole number from 1 to {LIMIT_MAX:,}")
+    return value
+
+
+def bound(field: str, value: object) -> datetime | None:
+    """A `before` or `after`."""
+    try:
+        return moment(field, value)
+    except InvalidMemory as error:
+        raise InvalidQuery(field, error.problem) from None
+
+
+def query(value: object) -> str:
+    """What to look for: any text with something in it."""
+    if not isinstance(value, str):
+        raise InvalidQuery("query", f"is {type(value).__name__}: give a string")
+    if not value.strip():
+        raise InvalidQuery("query", "is empty: say what to look for, or use find()")
+    return value
+
+
+def score(value: object) -> float:
+    """A least score: a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InvalidQuery("min_score", "must be a number from 0 to 1")
+    return float(value)
+
+
+def wait(value: object) -> float:
+    """How long to wait, in seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise InvalidQuery("wait_s", "must be a number of seconds, 0 or more")
+    return float(value)
+
+
+def session(value: object) -> str:
+    """The name of a session to read from."""
+    try:
+        return name("session_id", value)
+    except InvalidMemory as error:
+        raise InvalidQuery("session_id", error.problem) from None
+
+
+def _text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidMemory(field, f"is {type(value).__name__}: give a string")
+    if "\0" in value:
+        raise InvalidMemory(field, "holds a NUL character: remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidMemory(field, "holds half of a surrogate pair: decode it properly first") from None
+    return value
