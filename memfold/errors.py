@@ -149,7 +149,7 @@ class StoreUnavailable(MemfoldError):
         self.outcome = outcome
         advice = {
             "not_written": "nothing was written; try again when the database answers",
-            "unknown": "it is unknown whether it was written; repeat the call with the same idempotency_key, or look before you repeat it",
+            "unknown": "nobody can say whether it was written; repeat the call with the same idempotency_key, or look first",
         }[outcome]
         super().__init__(f"{reason}: {advice}")
 

@@ -40,9 +40,9 @@ class MemoryUpdated(Event, frozen=True, kw_only=True, omit_defaults=True):
     """Fields of a memory got new values; what is unset stayed as it was."""
 
     content: str | UnsetType = UNSET
-    role: str | None | UnsetType = UNSET
-    speaker: str | None | UnsetType = UNSET
-    category: str | None | UnsetType = UNSET
+    role: str | UnsetType | None = UNSET
+    speaker: str | UnsetType | None = UNSET
+    category: str | UnsetType | None = UNSET
     importance: float | UnsetType = UNSET
     tags: tuple[str, ...] | UnsetType = UNSET
     metadata: dict[str, Any] | UnsetType = UNSET

@@ -3,6 +3,7 @@
 Limits are generous for a memory and small for a log: what is larger belongs in a document store, with its address here.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -93,7 +94,9 @@ def content(value: object) -> str:
         raise InvalidMemory("content", "is empty: a memory needs words")
     size = len(text.encode())
     if size > CONTENT_BYTES_MAX:
-        raise InvalidMemory("content", f"has {size:,} bytes, at most {CONTENT_BYTES_MAX:,} are kept: split it, or store its address")
+        raise InvalidMemory(
+            "content", f"has {size:,} bytes, at most {CONTENT_BYTES_MAX:,} are kept: split it, or store its address"
+        )
     return text
 
 
@@ -125,7 +128,9 @@ def tags(value: object) -> tuple[str, ...]:
         return ()
     if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
         raise InvalidMemory("tags", f"is {type(value).__name__}: give a list of strings")
-    found = dict.fromkeys(label("tags", tag) for tag in (sorted(value, key=str) if isinstance(value, set | frozenset) else value))
+    found = dict.fromkeys(
+        label("tags", tag) for tag in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)
+    )
     if None in found:
         raise InvalidMemory("tags", "holds None: give strings")
     if len(found) > TAGS_MAX:
@@ -146,7 +151,7 @@ def metadata(value: object) -> dict[str, Any]:
     return plain
 
 
-def _json(value: object, depth: int) -> Any:  # noqa: PLR0911
+def _json(value: object, depth: int) -> Any:
     if depth == 0:
         raise InvalidMemory("metadata", f"is nested deeper than {METADATA_DEPTH_MAX} levels")
     if value is None or isinstance(value, bool):
@@ -158,14 +163,16 @@ def _json(value: object, depth: int) -> Any:  # noqa: PLR0911
             raise InvalidMemory("metadata", "holds an integer beyond 64 bits: store it as a string")
         return int(value)
     if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise InvalidMemory("metadata", "holds NaN or an infinity: JSON has no word for them")
         return value
     if isinstance(value, Mapping):
         return {_key(key): _json(inner, depth - 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_json(inner, depth - 1) for inner in value]
-    raise InvalidMemory("metadata", f"holds {type(value).__name__}, which JSON does not know: give strings, numbers, lists, dicts")
+    raise InvalidMemory(
+        "metadata", f"holds {type(value).__name__}, which JSON does not know: give strings, numbers, lists, dicts"
+    )
 
 
 def _key(key: object) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from memfold.api.opening import MasterKey, Target
 from memfold.api.store import MemoryStore, utc_now
@@ -30,7 +30,7 @@ def _forward(
     async def forwarded(self: "AsyncMemoryStore", *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._run(verb, self._store, *args, **kwargs)
 
-    return forwarded
+    return cast("Callable[Concatenate[AsyncMemoryStore, P], Coroutine[Any, Any, T]]", forwarded)
 
 
 class AsyncMemoryStore:
@@ -58,7 +58,9 @@ class AsyncMemoryStore:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -93,7 +93,7 @@ class Catalog:
 
     def _session_pages(self, session_id: str, after: int) -> Iterator[list[Row]]:
         ref = self._keyring.find_session(session_id)
-        version = 0
+        version = reader.version_at(self._database, self._keyring.tenant, ref.stream, after) if ref else 0
         while ref:
             rows = reader.read_stream(self._database, self._keyring.tenant, ref.stream, version, version + reader.PAGE_EVENTS)
             if not rows:
@@ -149,7 +149,9 @@ def session_query(tenant: int, user: bytes | None, limit: int, place: tuple[date
     if user is not None:
         condition = and_(condition, sessions.c.user_id == UUID(bytes=user))
     if place is not None:
-        condition = and_(condition, tuple_(sessions.c.created_at, sessions.c.stream_id) < tuple_(literal(place[0]), literal(place[1])))
+        condition = and_(
+            condition, tuple_(sessions.c.created_at, sessions.c.stream_id) < tuple_(literal(place[0]), literal(place[1]))
+        )
     own = and_(events.c.tenant_id == sessions.c.tenant_id, events.c.stream_id == sessions.c.stream_id)
     times = (func.min(events.c.recorded_at).label("first_at"), func.max(events.c.recorded_at).label("last_at"))
     counts = select(*_counts(), *times).where(own).lateral()
@@ -191,5 +193,7 @@ def from_cursor(kind: str, cursor: object, type_: Any) -> Any:
     except (binascii.Error, ValueError, msgspec.DecodeError):
         found, place = "", None
     if found != kind:
-        raise InvalidQuery("cursor", "is not one that this call gave: pass the cursor of the last page, with the same arguments")
+        raise InvalidQuery(
+            "cursor", "is not one that this call gave: pass the cursor of the last page, with the same arguments"
+        )
     return place

@@ -93,5 +93,7 @@ def key_file_service(folder: Path, database: Database) -> KeyService:
     path = folder / KEY_FILE
     key = read_key_file(path)
     if key is None and sealed_before(database):
-        raise KeyUnavailable(f"{path} is missing, and this store was sealed with it: put it back, or give the key as master_key")
+        raise KeyUnavailable(
+            f"{path} is missing, and this store was sealed with it: put it back, or give the key as master_key"
+        )
     return LocalKeyService(key or create_key_file(path))

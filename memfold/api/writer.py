@@ -10,12 +10,12 @@ from datetime import datetime
 from hashlib import sha256
 
 from memfold.errors import Contended, IdempotencyConflict, MemoryForgotten, VersionConflict
+from memfold.events import Event, MemoryRemembered, MemoryUpdated
 from memfold.eventstore import arrays, reader, sealing
 from memfold.eventstore.append import NO_DECISION, Answer, Committer, Request, Verdict
 from memfold.eventstore.codec import LoggedEvent, SealedEvent, encode, event_key, new_id, open_event, seal_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
-from memfold.events import Event, MemoryRemembered, MemoryUpdated
 from memfold.model import Memory
 from memfold.projections import fold
 from memfold.projections.lookup import Lookup, id_bytes, live
@@ -69,7 +69,9 @@ class Writer:
             self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
-    def update(self, memory_id: str, event: MemoryUpdated, *, expected_version: int | None, idempotency_key: str | None) -> Memory:
+    def update(
+        self, memory_id: str, event: MemoryUpdated, *, expected_version: int | None, idempotency_key: str | None
+    ) -> Memory:
         """Append a change of one memory."""
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_id) as view:
@@ -87,13 +89,15 @@ class Writer:
                 raise VersionConflict(memory_id, expected=expected_version, actual=memory.version)
             if not dict(fold.given(event)):
                 return memory
-            answer = self._append_update(memory, event, session_id, stream, stream_version, idempotency_key)
+            answer = self._append_update(
+                memory, event, session_id=session_id, stream=stream, version=stream_version, idempotency_key=idempotency_key
+            )
             if answer.verdict is Verdict.ACCEPTED:
                 return fold.updated(memory, event, recorded_at=answer.recorded_at)
         raise Contended(self._retries_max)
 
     def _append_update(
-        self, memory: Memory, event: MemoryUpdated, session_id: str, stream: bytes, version: int, idempotency_key: str | None
+        self, memory: Memory, event: MemoryUpdated, *, session_id: str, stream: bytes, version: int, idempotency_key: str | None
     ) -> Answer:
         at = self._clock()
         ref = self._keyring.open_session(session_id, None, at)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from memfold.errors import Contended, MemoryForgotten
+from memfold.events import MemoryForgotten as MemoryForgottenFact
+from memfold.events import SessionForgotten, UserForgotten
 from memfold.eventstore import arrays, erase
 from memfold.eventstore.append import NO_DECISION, Request, Verdict
 from memfold.eventstore.codec import open_event, seal_event
@@ -15,8 +17,6 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.erase import Erased
 from memfold.eventstore.keyring import NOBODY, Keyring
 from memfold.eventstore.reader import read_stream
-from memfold.events import MemoryForgotten as MemoryForgottenFact
-from memfold.events import SessionForgotten, UserForgotten
 from memfold.model import Erasure, Scope
 from memfold.projections.filters import Condition
 from memfold.projections.fold import memory_id_text
@@ -76,7 +76,9 @@ class Forgetter:
         for _ in range(self._retries_max):
             ref = self._keyring.find_session(session_id)
             if ref is None:
-                return self._erasure_of_streams("session", erase.streams_forgotten_as(self._database, self._keyring.tenant, name_hmac))
+                return self._erasure_of_streams(
+                    "session", erase.streams_forgotten_as(self._database, self._keyring.tenant, name_hmac)
+                )
             requests = [self._closing(ref.stream)]
             answer = erase.forget_streams(
                 self._database, self._keyring.tenant, requests, closing=[ref.stream], name_hmac=name_hmac, user=None
@@ -109,7 +111,8 @@ class Forgetter:
             return False
         fact = MemoryForgottenFact(reason=reason)
         sealed = [
-            seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=memory_id, wrapping=ref.key) for memory_id in ids
+            seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=memory_id, wrapping=ref.key)
+            for memory_id in ids
         ]
         request = Request(stream, ref.user, ref.key.version, at, sealed, version)
         return erase.forget_memories(self._database, self._keyring.tenant, request).verdict is Verdict.ACCEPTED
@@ -173,5 +176,3 @@ def _as_erasure(scope: Scope, erased: Erased, reason: str | None) -> Erasure:
         keys_deleted=len(erased.positions),
         reason=reason,
     )
-
-

@@ -17,7 +17,6 @@ from memfold.errors import MemfoldError, StoreUnavailable
 from memfold.eventstore import arrays
 from memfold.eventstore.codec import SealedEvent
 from memfold.eventstore.database import Connection, Database, Lost
-from memfold.eventstore.keyring import NOBODY
 from memfold.settings import Settings
 
 NO_DECISION = -1
@@ -234,7 +233,8 @@ def look_up(database: Database, tenant: int, request: Request) -> Answer | None:
     """Where the events of a request stand in the log; None if they do not."""
     ids = arrays.uuid_array([event.event_id for event in request.events])
     rows = database.rows(
-        "SELECT version, recorded_at, position FROM memfold.events WHERE tenant_id = %s AND event_id = ANY(%s) ORDER BY version",
+        """SELECT version, recorded_at, position FROM memfold.events
+           WHERE tenant_id = %s AND event_id = ANY(%s) ORDER BY version""",
         (tenant, ids),
     )
     if not rows:
@@ -317,11 +317,12 @@ def answers(requests: Sequence[Request], row: Sequence[Any]) -> list[Answer]:
 def fetch(connection: Connection, query: str, parameters: Sequence[Any]) -> Any:
     """The one row of a call, in binary, prepared."""
     with connection.cursor(binary=True) as cursor:
-        return cursor.execute(query, parameters, prepare=True).fetchone()  # type: ignore[arg-type]
+        return cursor.execute(query, parameters, prepare=True).fetchone()
 
 
 _ARRAYS = ", ".join(["%b"] * 17)
 APPEND = f"SELECT verdict, version, recorded, positions FROM memfold.append(%s, {_ARRAYS})"
 APPEND_ONE = """
 SELECT verdict, version, recorded, position
-FROM memfold.append_one(%s, %b, %b, %s::int, %b::timestamptz, %b, %b::uuid, %s::smallint, %s::smallint, %b::bytea, %b::bytea, %b::bytea)"""
+FROM memfold.append_one(%s, %b, %b, %s::int, %b::timestamptz, %b, %b::uuid, %s::smallint, %s::smallint,
+                        %b::bytea, %b::bytea, %b::bytea)"""

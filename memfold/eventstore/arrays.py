@@ -7,9 +7,11 @@ is as much as PostgreSQL spends on storing them. The layout is that of `array_se
 import struct
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from psycopg import Connection
-from psycopg.adapt import Buffer, Dumper
+from psycopg.abc import DumperKey
+from psycopg.adapt import Buffer, Dumper, PyFormat
 from psycopg.pq import Format
 
 BYTEA, INT2, INT4, INT8, UUID, TIMESTAMPTZ = 17, 21, 23, 20, 2950, 1184
@@ -40,10 +42,11 @@ class _RawDumper(Dumper):
     def dump(self, obj: Raw) -> Buffer | None:
         return obj.data
 
-    def get_key(self, obj: Raw, format: object) -> tuple[type, int]:  # type: ignore[override]
-        return (Raw, obj.oid)
+    def get_key(self, obj: Raw, format: PyFormat) -> DumperKey:  # noqa: ARG002
+        # psycopg only ever uses it as the key of a dict.
+        return cast("DumperKey", (Raw, obj.oid))
 
-    def upgrade(self, obj: Raw, format: object) -> "_RawDumper":  # type: ignore[override]
+    def upgrade(self, obj: Raw, format: PyFormat) -> "_RawDumper":  # noqa: ARG002
         dumper = _RawDumper(Raw)
         dumper.oid = obj.oid
         return dumper

@@ -11,8 +11,8 @@ import msgspec
 import uuid_utils
 
 from memfold.errors import CorruptEvent
-from memfold.eventstore import sealing
 from memfold.events import NUMBERS, TYPES, Event
+from memfold.eventstore import sealing
 
 SCHEMA_VERSION = 1
 
@@ -67,7 +67,9 @@ def key_context(tenant: int, event_id: bytes) -> bytes:
     return b"event" + tenant.to_bytes(8, "big", signed=True) + event_id
 
 
-def seal_event(event: Event, *, tenant: int, stream: bytes, memory_id: bytes | None, wrapping: sealing.WrappingKey) -> SealedEvent:
+def seal_event(
+    event: Event, *, tenant: int, stream: bytes, memory_id: bytes | None, wrapping: sealing.WrappingKey
+) -> SealedEvent:
     """Seal `event` under a fresh key, wrapped by `wrapping`. Equal events give unlike bytes."""
     event_id = new_id()
     number = NUMBERS[type(event)]

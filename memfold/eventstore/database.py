@@ -8,12 +8,13 @@ is one.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 import sqlalchemy
 from psycopg import sql
 from psycopg.rows import namedtuple_row
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
@@ -43,7 +44,7 @@ class Database:
         self._settings = settings
         self._role = role
         pool = QueuePool(
-            self._connect,
+            cast("Callable[[], DBAPIConnection]", self._connect),
             pool_size=settings.pool_connections_max,
             max_overflow=0,
             timeout=settings.connect_timeout_s,
@@ -66,7 +67,7 @@ class Database:
             Lost: the connection broke after a statement was sent.
         """
         lent = self._lend()
-        driver: Connection = lent.driver_connection  # type: ignore[assignment]
+        driver: Connection = lent.driver_connection
         try:
             yield driver
         except LOST as error:
@@ -125,7 +126,7 @@ class Database:
 
 def _rows(connection: Connection, query: str, parameters: tuple[Any, ...]) -> list[Any]:
     with connection.cursor(binary=True, row_factory=namedtuple_row) as cursor:
-        return cursor.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+        return cursor.execute(query, parameters).fetchall()
 
 
 def connect(conninfo: str, settings: Settings, options: str) -> Connection:
@@ -161,7 +162,11 @@ def unavailable(error: psycopg.Error) -> StoreUnavailable:
         "40001": "the transaction lost a race",
         "40P01": "the transaction lost a race",
     }
-    default = "the database cannot be reached" if isinstance(error, LOST) and not state else f"the database refused (SQLSTATE {state})"
+    default = (
+        "the database cannot be reached"
+        if isinstance(error, LOST) and not state
+        else f"the database refused (SQLSTATE {state})"
+    )
     return StoreUnavailable(reasons.get(state, default), outcome="not_written", sqlstate=error.sqlstate)
 
 
@@ -232,13 +237,18 @@ def probe_log(connection: Connection) -> None:
            AND grantee <> (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'memfold')""",
     )
     if writers:
-        raise DatabaseUnsuitable(f"other roles may write the log's tables ({writers})", "REVOKE it: only its functions may write")
+        raise DatabaseUnsuitable(
+            f"other roles may write the log's tables ({writers})", "REVOKE it: only its functions may write"
+        )
     triggers = _one(
         connection,
-        "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'memfold.events'::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A')",
+        """SELECT count(*) FROM pg_trigger
+           WHERE tgrelid = 'memfold.events'::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A')""",
     )
     if triggers < 2:
-        raise DatabaseUnsuitable("the triggers that keep memfold.events immutable are missing", "ALTER TABLE … ENABLE TRIGGER ALL")
+        raise DatabaseUnsuitable(
+            "the triggers that keep memfold.events immutable are missing", "ALTER TABLE … ENABLE TRIGGER ALL"
+        )
 
 
 def has_role(connection: Connection) -> bool:
@@ -304,5 +314,5 @@ def _setting(connection: Connection, name: str) -> str | None:
 
 
 def _one(connection: Connection, query: str, parameters: tuple[Any, ...] | None = None) -> Any:
-    row = connection.execute(query, parameters).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(query, parameters).fetchone()
     return row[0] if row else None

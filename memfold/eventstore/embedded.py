@@ -183,7 +183,7 @@ def _ask(folder: Path) -> _Answer:
         return _Answer(_STATES.get(ping, "unclear"), socket_folder)
     # A copied folder brings the original's postmaster.pid along, and would lead us to the original's server.
     assert row is not None
-    return _Answer("ready", socket_folder, row[1]) if _same(Path(row[0]), folder / "pg") else _ABSENT
+    return _Answer("ready", socket_folder, row[1].split()[0]) if _same(Path(row[0]), folder / "pg") else _ABSENT
 
 
 def _settled(folder: Path) -> Path | None:
@@ -211,8 +211,12 @@ def _announced_socket_folder(folder: Path) -> Path | None:
 
 
 def _pid_file(folder: Path) -> list[str]:
+    return _lines(folder / "pg" / "postmaster.pid")
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        return (folder / "pg" / "postmaster.pid").read_bytes().decode("utf-8", "surrogateescape").splitlines()
+        return path.read_bytes().decode("utf-8", "surrogateescape").splitlines()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 
@@ -286,7 +290,7 @@ def _launch(folder: Path, binaries: Path, runner: Runner, socket_folder: Path, l
     log = folder / "server.log"
     os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     runner.own(log)
-    _remove_stale_pid_file(folder)
+    _remove_stale_pids(folder)
     logged = log.stat().st_size
     # Relative paths, because pg_ctl builds a shell command and quotes what it is given too weakly for every folder's name.
     where = ["-D", "pg", "-l", log.name, "-o", _options(socket_folder)]
@@ -304,16 +308,21 @@ def _options(socket_folder: Path) -> str:
     return " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
 
 
-def _remove_stale_pid_file(folder: Path) -> None:
-    """Remove a postmaster.pid whose pid is by now another program's, or a zombie's, as is common where containers are killed.
+def _remove_stale_pids(folder: Path) -> None:
+    """Remove lock files whose pid is by now another program's, or a zombie's, as is common where containers are killed.
 
     PostgreSQL would refuse to start for fear of a second server. We know better where the kernel shows what the process is:
     nobody holds server.lock, and a server, however started, has its data folder as working directory.
     """
-    pid = (_pid_file(folder) or [""])[0]
+    pid, socket_folder = (_pid_file(folder) or [""])[0], _announced_socket_folder(folder)
     process = Path("/proc", pid)
-    if pid.isdigit() and process.exists() and not _works_in(process, folder / "pg"):
-        (folder / "pg" / "postmaster.pid").unlink()
+    if not pid.isdigit() or not process.exists() or _works_in(process, folder / "pg"):
+        return
+    socket_lock = (socket_folder or folder) / f".s.PGSQL.{SETTINGS['port']}.lock"
+    # Only if it is of the same server: one whose folder was moved away may still run and use the same socket.
+    if socket_folder and _private(socket_folder, folder) and _lines(socket_lock)[:1] == [pid]:
+        socket_lock.unlink()
+    (folder / "pg" / "postmaster.pid").unlink()
 
 
 def _works_in(process: Path, folder: Path) -> bool:

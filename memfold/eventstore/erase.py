@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, SessionForgotten
 from memfold.eventstore import arrays
 from memfold.eventstore.append import Answer, Request, Verdict, answers, columns, durably, fetch
 from memfold.eventstore.database import Connection, Database
-from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, SessionForgotten
 
 FORGOTTEN, REMEMBERED, CLOSED = NUMBERS[MemoryForgotten], NUMBERS[MemoryRemembered], NUMBERS[SessionForgotten]
 
 _ARRAYS = ", ".join(["%b"] * 17)
 FORGET_MEMORIES = f"SELECT verdict, version, recorded, positions FROM memfold.forget_memories(%s, {_ARRAYS})"
-FORGET_STREAMS = f"SELECT verdict, version, recorded, positions FROM memfold.forget_streams(%s, %b::uuid, %b::bytea, {_ARRAYS}, %b)"
+FORGET_STREAMS = (
+    f"SELECT verdict, version, recorded, positions FROM memfold.forget_streams(%s, %b::uuid, %b::bytea, {_ARRAYS}, %b)"
+)
 
 
 class Erased(NamedTuple):
@@ -38,7 +40,13 @@ def forget_memories(database: Database, tenant: int, request: Request) -> Answer
 
 
 def forget_streams(
-    database: Database, tenant: int, requests: Sequence[Request], *, closing: Sequence[bytes], name_hmac: bytes, user: bytes | None
+    database: Database,
+    tenant: int,
+    requests: Sequence[Request],
+    *,
+    closing: Sequence[bytes],
+    name_hmac: bytes,
+    user: bytes | None,
 ) -> Answer:
     """Close streams and destroy what they hold; with `user`, destroy that user's key. Each request brings a closing fact.
 

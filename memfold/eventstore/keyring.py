@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memfold.errors import KeyUnavailable, SessionOwnerConflict
 from memfold.eventstore import arrays, sealing
@@ -59,7 +59,7 @@ class Keyring:
     # -- sessions ------------------------------------------------------------------------------------------------------
 
     def open_session(self, session_id: str, user_id: str | None, at: datetime) -> SessionRef:
-        """The session of this name, made if there is none; `user_id` None means: whoever it belongs to, else the session's name.
+        """The session of this name, made if there is none. `user_id` None: whoever it belongs to, else the session's name.
 
         Raises:
             SessionOwnerConflict: it belongs to another user.
@@ -117,7 +117,8 @@ class Keyring:
     def find_user(self, user_id: str) -> bytes | None:
         """The random id of the user of this name; None if there is none."""
         row = self._database.row(
-            "SELECT user_id FROM memfold_keys.users WHERE tenant_id = %s AND name_hmac = %s", (self.tenant, self.user_hmac(user_id))
+            "SELECT user_id FROM memfold_keys.users WHERE tenant_id = %s AND name_hmac = %s",
+            (self.tenant, self.user_hmac(user_id)),
         )
         return row.user_id.bytes if row else None
 
@@ -142,12 +143,12 @@ class Keyring:
             _trim(self._users)
         return key
 
-    def _session(self, row: object) -> SessionRef:
-        stream, user = row.stream_id.bytes, row.user_id.bytes  # type: ignore[attr-defined]
-        key = self._user_key(user, row.wrapped_key, row.key_version)  # type: ignore[attr-defined]
+    def _session(self, row: Any) -> SessionRef:
+        stream, user = row.stream_id.bytes, row.user_id.bytes
+        key = self._user_key(user, row.wrapped_key, row.key_version)
         name = key.subkey(sealing.NAME)
-        session_id = sealing.unseal(name, row.sealed_name, self._context(b"session name", stream))  # type: ignore[attr-defined]
-        user_id = sealing.unseal(name, row.sealed_user, self._context(b"user name", user))  # type: ignore[attr-defined]
+        session_id = sealing.unseal(name, row.sealed_name, self._context(b"session name", stream))
+        user_id = sealing.unseal(name, row.sealed_user, self._context(b"user name", user))
         return SessionRef(stream, session_id.decode(), user_id.decode(), user, key)
 
     def _remember(self, ref: SessionRef) -> SessionRef:
@@ -176,12 +177,13 @@ class Keyring:
         name = sealing.seal(sealing.subkey(key, sealing.NAME), user_id.encode(), self._context(b"user name", user))
         wrapped = self._service.wrap(key, context=self._context(b"user", user))
         self._write(
-            "SELECT memfold.open_user(%s, %s, %s, %s, %s)", (self.tenant, arrays.uuid(user), self.user_hmac(user_id), name, wrapped)
+            "SELECT memfold.open_user(%s, %s, %s, %s, %s)",
+            (self.tenant, arrays.uuid(user), self.user_hmac(user_id), name, wrapped),
         )
 
     def _write(self, query: str, parameters: tuple[object, ...]) -> None:
         # Opening is harmless to repeat, so a lost connection is simply tried again.
-        self._database.read(lambda connection: connection.execute(query, parameters))  # type: ignore[arg-type]
+        self._database.read(lambda connection: connection.execute(query, parameters))
 
     def _context(self, kind: bytes, subject: bytes) -> bytes:
         return kind + b"\0" + self.tenant.to_bytes(8, "big", signed=True) + subject
@@ -230,6 +232,6 @@ def open_lookup_key(database: Database, service: KeyService) -> bytes:
     return key
 
 
-def _trim(cache: "OrderedDict[object, object]") -> None:  # type: ignore[type-arg]
+def _trim(cache: OrderedDict[Any, Any]) -> None:
     while len(cache) > CACHED_MAX:
         cache.popitem(last=False)

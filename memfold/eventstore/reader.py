@@ -5,6 +5,7 @@ PostgreSQL does not carry `position > x AND position <= y` across the join (twic
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from memfold.eventstore import arrays
@@ -13,14 +14,16 @@ from memfold.eventstore.database import Connection, Database
 
 PAGE_EVENTS = 2_000
 
-FIELDS = """e.position, uuid_send(e.stream_id), e.version, uuid_send(e.event_id), uuid_send(e.memory_id), e.type, e.schema_version,
-    e.recorded_at, e.digest, p.sealed, k.wrapped, k.kek_version"""
+FIELDS = """e.position, uuid_send(e.stream_id), e.version, uuid_send(e.event_id), uuid_send(e.memory_id), e.type,
+    e.schema_version, e.recorded_at, e.digest, p.sealed, k.wrapped, k.kek_version"""
 
 PAGE = f"""
 SELECT {FIELDS}
 FROM memfold.events e
-LEFT JOIN memfold.payloads p ON p.tenant_id = %(tenant)s AND p.position > %(after)s AND p.position <= %(upto)s AND p.position = e.position
-LEFT JOIN memfold_keys.keys k ON k.tenant_id = %(tenant)s AND k.position > %(after)s AND k.position <= %(upto)s AND k.position = e.position
+LEFT JOIN memfold.payloads p ON p.tenant_id = %(tenant)s
+    AND p.position > %(after)s AND p.position <= %(upto)s AND p.position = e.position
+LEFT JOIN memfold_keys.keys k ON k.tenant_id = %(tenant)s
+    AND k.position > %(after)s AND k.position <= %(upto)s AND k.position = e.position
 WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.position <= %(upto)s
 ORDER BY e.position LIMIT %(limit)s"""
 
@@ -81,10 +84,16 @@ def read_log(database: Database, tenant: int, after: int, upto: int, page: int =
     """
     while after < upto:
         parameters = {"tenant": tenant, "after": after, "upto": upto, "limit": page}
-        rows = [Row(*row) for row in database.read(lambda connection, p=parameters: _fetch(connection, PAGE, p))]  # type: ignore[misc]
+        rows = [Row(*row) for row in database.read(partial(_fetch, query=PAGE, parameters=parameters))]
         if rows:
             yield rows
         after = rows[-1].position if len(rows) == page else upto
+
+
+def version_at(database: Database, tenant: int, stream: bytes, position: int) -> int:
+    """The version of a stream at a position of the log: that of its last event at or before it, 0 if there is none."""
+    query = "SELECT max(version) AS found FROM memfold.events WHERE tenant_id = %s AND stream_id = %s AND position <= %s"
+    return int(database.row(query, (tenant, arrays.uuid(stream), position)).found or 0)
 
 
 def stream_of_memory(database: Database, tenant: int, memory_id: bytes) -> bytes | None:
@@ -96,4 +105,4 @@ def stream_of_memory(database: Database, tenant: int, memory_id: bytes) -> bytes
 
 def _fetch(connection: Connection, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     with connection.cursor(binary=True) as cursor:
-        return cursor.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+        return cursor.execute(query, parameters).fetchall()

@@ -5,6 +5,8 @@
 among the three: the append functions are their only writer.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -33,8 +35,8 @@ HEAD = "0001"
 metadata = MetaData()
 
 
-def _required(name: str, type_: object, **options: object) -> Column[object]:
-    return Column(name, type_, nullable=False, **options)  # type: ignore[call-overload, no-any-return]
+def _required(name: str, type_: Any, **options: Any) -> Column[Any]:
+    return Column(name, type_, nullable=False, **options)
 
 
 events = Table(

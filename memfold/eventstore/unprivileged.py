@@ -94,8 +94,8 @@ def runner_for(folder: Path, binaries: Path) -> Runner:
 def recorded_way(folder: Path) -> str | None:
     """The way in which the server of `folder` was set up; None if there is none yet."""
     try:
-        return (folder / "run-as").read_text("utf-8").strip()
-    except FileNotFoundError:
+        return (folder / "run-as").read_text("utf-8").strip() or None
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -15,6 +15,4 @@ HALF = 6.0  # the BM25 weight that scores 0.5: about what two rare words of a qu
 def recollections(hits: Iterable[Hit], *, min_score: float) -> list[Recollection]:
     """Hits as recollections, in the same order, without those below `min_score`."""
     scored = ((hit, hit.words / (hit.words + HALF)) for hit in hits)
-    return [
-        Recollection(memory=hit.memory, score=score, parts={"words": score}) for hit, score in scored if score >= min_score
-    ]
+    return [Recollection(memory=hit.memory, score=score, parts={"words": score}) for hit, score in scored if score >= min_score]

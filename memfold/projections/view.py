@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memfold.events import MemoryForgotten, MemoryRemembered, MemoryUpdated, SessionForgotten
+from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, MemoryUpdated, SessionForgotten
 from memfold.eventstore.codec import LoggedEvent
-from memfold.events import NUMBERS
 from memfold.model import Change, ChangeType, Memory, Order
 from memfold.projections import fold
 from memfold.projections.filters import FUNCTIONS, Condition
@@ -58,7 +57,10 @@ INSERT INTO words (rowid, text)
 WITH RECURSIVE turn(row) AS (VALUES (-100) UNION ALL SELECT row + 1 FROM turn WHERE row < -1)
 SELECT row, 'qqq qqq qqq qqq qqq qqq qqq qqq qqq qqq qqq qqq qqq qqq qqq' FROM turn;
 """
-COLUMNS = "id, content, role, speaker, category, importance, tags, metadata, occurred_at, created_at, updated_at, version, status, position, row"
+COLUMNS = (
+    "id, content, role, speaker, category, importance, tags, metadata, "
+    "occurred_at, created_at, updated_at, version, status, position, row"
+)
 
 
 class Hit(NamedTuple):
@@ -117,7 +119,7 @@ class SessionView:
         self._db.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", (row, _text(memory)))
         self._db.execute("DELETE FROM memories WHERE row = ?", (row,))
 
-    def keep_past(
+    def keep_past(  # noqa: PLR0917
         self, memory_id: bytes, version: int, type_number: int, at: datetime, position: int, memory: Memory | None
     ) -> None:
         """Keep a version that is no longer the newest; without `memory`, only that there was one."""
@@ -252,7 +254,7 @@ class SessionView:
 
 def apply(view: SessionView, event: LoggedEvent) -> None:
     """Fold one event into a view. An erased event leaves what the spine still says: that there was a version, and when."""
-    row, data = event
+    row = event.row
     view.version, view.position = row.version, row.position
     if row.memory_id is None:
         return

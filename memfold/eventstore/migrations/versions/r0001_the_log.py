@@ -141,4 +141,6 @@ def upgrade() -> None:
 
 def run(sql: str) -> None:
     """Run a script as it stands: no parameter marks, no bind names."""
-    op.get_bind().connection.driver_connection.execute(sql)
+    driver = op.get_bind().connection.driver_connection
+    assert driver is not None
+    driver.execute(sql)
