@@ -65,6 +65,11 @@ def environment() -> Environment:
     )
 
 
+def child_environment() -> dict[str, str]:
+    """The environment for PostgreSQL's programs: ours without `PG…`, which would lead them astray, and in English."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
 def default_folder() -> Path:
     """The folder of the embedded store in the user's data folder."""
     return Path(platformdirs.user_data_dir("memfold", appauthor=False))

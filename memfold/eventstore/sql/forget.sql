@@ -86,4 +86,3 @@ BEGIN
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END $$;
-REVOKE EXECUTE ON FUNCTION memfold.destroy(bigint, bigint[]) FROM PUBLIC;

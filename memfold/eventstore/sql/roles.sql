@@ -17,5 +17,6 @@ BEGIN
         GRANT SELECT ON ALL TABLES IN SCHEMA memfold, memfold_keys TO memfold_app;
         GRANT SELECT ON SEQUENCE memfold.position TO memfold_app;
         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA memfold TO memfold_app;
+        REVOKE EXECUTE ON FUNCTION memfold.destroy(bigint, bigint[]) FROM memfold_app; -- only the forgetting functions call it
     END IF;
 END $$;
