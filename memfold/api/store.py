@@ -89,8 +89,8 @@ class MemoryStore:
         database, keyring, settings = self._database, self._keyring, self._settings
         retries_max = settings.retries_max
         self._lookup = Lookup(database, keyring, self._views)
-        committer = Committer(database, keyring.tenant, settings)
-        self._writer = Writer(database, keyring, committer, self._lookup, clock=clock, retries_max=retries_max)
+        self._committer = Committer(database, keyring.tenant, settings)
+        self._writer = Writer(database, keyring, self._committer, self._lookup, clock=clock, retries_max=retries_max)
         self._forgetter = Forgetter(database, keyring, self._views, self._lookup, clock=clock, retries_max=retries_max)
         self._catalog = Catalog(database, keyring, self._views, settle_timeout_s=settings.settle_timeout_s)
 
@@ -111,6 +111,7 @@ class MemoryStore:
         if os.getpid() != self._pid:
             return
         self._views.close()
+        self._committer.close()
         self._database.close()
         self._release()
 

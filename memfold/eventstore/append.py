@@ -1,7 +1,7 @@
 """The one door through which events enter the log, and the group commit behind it.
 
-A caller that finds a committing slot free commits at once, alone. Callers that arrive while all slots are busy wait, and
-the next slot to come free takes all of them in one round trip and one flush to disk: throughput grows with callers and no
+A caller that finds a committing connection free commits at once, alone. Callers that arrive while all are busy wait, and
+the next to come free takes all of them in one round trip and one flush to disk: throughput grows with callers and no
 timer delays anybody. There is no background thread: whoever leads a flush is one of the callers it serves.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from memfold.errors import MemfoldError, StoreUnavailable
 from memfold.eventstore import arrays
 from memfold.eventstore.codec import SealedEvent
-from memfold.eventstore.database import Connection, Database, Lost
+from memfold.eventstore.database import Connection, Database, Lease, Lost
 from memfold.settings import Settings
 
 NO_DECISION = -1
@@ -68,7 +68,7 @@ class _Waiting:
     request: Request
     answer: Answer | None = None
     error: MemfoldError | None = None
-    leads: bool = False
+    lease: Lease | None = None
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -82,7 +82,7 @@ class Committer:
     def __init__(self, database: Database, tenant: int, settings: Settings) -> None:
         self._database = database
         self._tenant = tenant
-        self._slots = settings.append_connections
+        self._idle = [Lease(database) for _ in range(settings.append_connections)]
         self._events_max = settings.append_events_max
         self._queue: deque[_Waiting] = deque()
         self._lock = threading.Lock()
@@ -96,27 +96,32 @@ class Committer:
         waiting = _Waiting(request)
         with self._lock:
             self._queue.append(waiting)
-            if self._slots:
-                self._slots -= 1
-                waiting.leads = True
+            if self._idle:
+                waiting.lease = self._idle.pop()
             else:
                 waiting.wake.acquire()
-        if not waiting.leads:
+        if not waiting.lease:
             waiting.wake.acquire()
-        if waiting.leads:
-            self._lead(waiting)
+        if waiting.lease:
+            self._lead(waiting, waiting.lease)
         if waiting.error:
             raise waiting.error
         assert waiting.answer is not None
         return waiting.answer
 
-    def _lead(self, own: _Waiting) -> None:
-        """Flush what is waiting until our own request is settled, then hand the slot on."""
+    def close(self) -> None:
+        """Give the connections back."""
+        with self._lock:
+            for lease in self._idle:
+                lease.close()
+
+    def _lead(self, own: _Waiting, lease: Lease) -> None:
+        """Flush what is waiting until our own request is settled, then hand the connection on."""
         try:
             while not own.settled:
-                self._flush(self._take())
+                self._flush(self._take(), lease)
         finally:
-            self._hand_on()
+            self._hand_on(lease)
 
     def _take(self) -> list[_Waiting]:
         with self._lock:
@@ -127,19 +132,19 @@ class Committer:
                 events += len(batch[-1].request.events)
             return batch
 
-    def _hand_on(self) -> None:
+    def _hand_on(self, lease: Lease) -> None:
         with self._lock:
             if self._queue:
-                self._queue[0].leads = True
+                self._queue[0].lease = lease
                 self._queue[0].wake.release()
             else:
-                self._slots += 1
+                self._idle.append(lease)
 
-    def _flush(self, batch: list[_Waiting]) -> None:
+    def _flush(self, batch: list[_Waiting], lease: Lease) -> None:
         requests = [waiting.request for waiting in batch]
         outcomes: Sequence[Answer | MemfoldError]
         try:
-            outcomes = self._commit(requests)
+            outcomes = self._commit(requests, lease)
         except BaseException as error:
             # A KeyboardInterrupt in the leader must not leave the others waiting for ever.
             if not isinstance(error, MemfoldError):
@@ -155,13 +160,13 @@ class Committer:
                 waiting.answer = outcome
             else:
                 waiting.error = outcome
-            if not waiting.leads:
+            if not waiting.lease:
                 waiting.wake.release()
 
-    def _commit(self, requests: list[Request]) -> Sequence[Answer | MemfoldError]:
+    def _commit(self, requests: list[Request], lease: Lease) -> Sequence[Answer | MemfoldError]:
         """Append together; if that fails, each alone, so that one bad request harms no other."""
         try:
-            with self._database.connection() as connection:
+            with lease.connection() as connection:
                 return call(connection, self._tenant, requests)
         except Lost:
             return [recover(self._database, self._tenant, request, _append_alone) for request in requests]

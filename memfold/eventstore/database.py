@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.rows import namedtuple_row
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from memfold.errors import DatabaseUnsuitable, SchemaTooNew, StoreUnavailable
 from memfold.eventstore import arrays
@@ -66,21 +66,12 @@ class Database:
             StoreUnavailable: the server cannot be reached, refuses, or all connections are taken for too long.
             Lost: the connection broke after a statement was sent.
         """
-        lent = self._lend()
-        driver: Connection = lent.driver_connection
+        lease = Lease(self)
         try:
-            yield driver
-        except LOST as error:
-            if driver.closed or driver.broken:
-                # The others were most likely lost with it: after a restart of the server none of them is good.
-                lent.invalidate()
-                self.engine.dispose()
-                raise Lost from error
-            raise unavailable(error) from error
-        except psycopg.Error as error:
-            raise unavailable(error) from error
+            with lease.connection() as connection:
+                yield connection
         finally:
-            lent.close()
+            lease.close()
 
     def read(self, run: Callable[[Connection], T]) -> T:
         """Run reads on a connection; once more on a fresh one if the connection is lost, for reading twice harms nobody."""
@@ -104,7 +95,8 @@ class Database:
         rows = self.rows(query, parameters)
         return rows[0] if rows else None
 
-    def _lend(self) -> Any:
+    def lend(self) -> PoolProxiedConnection:
+        """Take a connection out of the pool; `Lease` gives it back."""
         try:
             return self.engine.raw_connection()
         except PoolTimeout as error:
@@ -122,6 +114,41 @@ class Database:
         connection = connect(self._conninfo, self._settings, options + (f" -c role={ROLE}" if self._role else ""))
         arrays.register(connection)
         return connection
+
+
+class Lease:
+    """A connection kept out of the pool by one user at a time, replaced after it was lost.
+
+    Taking one out of the pool costs 20 µs, a tenth of an append: the committer keeps its own.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._held: PoolProxiedConnection | None = None
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend the connection; raises as `Database.connection`."""
+        held = self._held = self._held or self._database.lend()
+        driver: Connection = held.driver_connection  # type: ignore[assignment]
+        try:
+            yield driver
+        except LOST as error:
+            if not (driver.closed or driver.broken):
+                raise unavailable(error) from error
+            # The others were most likely lost with it: after a restart of the server none of them is good.
+            self._held = None
+            held.invalidate()
+            self._database.engine.dispose()
+            raise Lost from error
+        except psycopg.Error as error:
+            raise unavailable(error) from error
+
+    def close(self) -> None:
+        """Give the connection back to the pool."""
+        if self._held:
+            self._held.close()
+            self._held = None
 
 
 def _rows(connection: Connection, query: str, parameters: tuple[Any, ...]) -> list[Any]:
