@@ -27,6 +27,7 @@ T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 
 ROLE = "memfold_app"
+DIRECTLY = "connect to PostgreSQL itself; memfold keeps a pool of its own"
 MIGRATION_LOCK = 0x6D656D666F6C64  # "memfold"
 LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -212,11 +213,9 @@ def open_database(conninfo: str, settings: Settings) -> Database:
             role = has_role(connection)
         with connect(conninfo, settings, "-c memfold.session=ours") as one, connect(conninfo, settings, "") as other:
             refuse_transaction_pooling(one, other)
-    except psycopg.errors.ProtocolViolation as error:
-        raise DatabaseUnsuitable(
-            "the server refuses start-up options", "connect to PostgreSQL itself, or through a pooler in session mode"
-        ) from error
     except psycopg.Error as error:
+        if "unsupported startup parameter" in str(error):
+            raise DatabaseUnsuitable("a pooler refuses our session settings", DIRECTLY) from error
         raise unavailable(error) from error
     return Database(conninfo, settings, role=role)
 
@@ -239,7 +238,7 @@ def probe_server(connection: Connection) -> None:
     if _one(connection, "SELECT pg_is_in_recovery()"):
         raise DatabaseUnsuitable("the server is a standby", "connect to the primary (target_session_attrs=read-write)")
     if _setting(connection, "memfold.session") != "ours":
-        raise DatabaseUnsuitable("session settings do not reach the server", "connect without a pooler, or one in session mode")
+        raise DatabaseUnsuitable("a pooler drops our session settings", DIRECTLY)
 
 
 def refuse_transaction_pooling(one: Connection, other: Connection) -> None:
@@ -249,7 +248,7 @@ def refuse_transaction_pooling(one: Connection, other: Connection) -> None:
         other.execute("SELECT 1")
         after = _one(one, "SELECT pg_backend_pid()")
     if before != after:
-        raise DatabaseUnsuitable("a transaction pooler stands before the server", "use session pooling, or connect directly")
+        raise DatabaseUnsuitable("a transaction pooler stands before the server", DIRECTLY)
 
 
 def probe_log(connection: Connection) -> None:

@@ -54,6 +54,9 @@ class Condition(NamedTuple):
     sql: str
     values: tuple[Bound, ...]
 
+    def __repr__(self) -> str:
+        return f"Condition({self.sql!r}, {len(self.values)} values)"
+
 
 def compile_filter(where: Mapping[str, Any]) -> Condition:
     """Return the condition that holds for exactly the memories `where` describes. An empty filter holds for all.
@@ -601,7 +604,7 @@ def _texts(candidates: Sequence[object], times: bool) -> list[str]:
 
 
 def _same_kind(value: object, other: object) -> bool:
-    return _is_number(other) if _is_number(value) else isinstance(value, str) and isinstance(other, str)
+    return (_is_number(value) and _is_number(other)) or (isinstance(value, str) and isinstance(other, str))
 
 
 def _is_number(value: object) -> bool:
