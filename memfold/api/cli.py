@@ -1,0 +1,570 @@
+"""The command line: one command for each verb of a store, and a few that look after it.
+
+A command checks its options, opens the store, calls one verb and shows the answer: as a table on a terminal, plain in a
+pipe, as JSON with `--json`. Whatever goes wrong on purpose is one line on standard error and an exit status, never a
+traceback. Everything heavy is imported when a command runs, so that `--help` is quick.
+"""
+
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from enum import StrEnum
+from functools import wraps
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+import typer
+
+from memfold.errors import MemfoldError, MemoryForgotten, MemoryNotFound
+from memfold.model import UNSET
+from memfold.settings import Settings, environment
+from memfold.validation import LIMIT_MAX
+
+if TYPE_CHECKING:
+    from memfold.api.store import MemoryStore
+
+FAILED, USAGE, NOT_FOUND, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+
+EPILOG = """\
+Times are ISO 8601, such as 2026-09-03T10:30:00+02:00; without an offset they are meant in this machine's time zone.
+
+\b
+Exit status: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage;
+3 there is no such memory, or it was forgotten; 130 interrupted; 141 the reader of a pipe went away.
+"""
+app = typer.Typer(
+    name="memfold",
+    help="The memory of AI agents: an event-sourced store in PostgreSQL.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a memory may hold what the locale's encoding does not
+    try:
+        app(prog_name="memfold")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+# --- what commands have in common --------------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """What every command is told: where the store is, which tenant's, and whether a program reads the answer."""
+
+    target: str | None
+    tenant: str
+    as_json: bool
+
+    def store(self) -> "MemoryStore":
+        """Open the store, which is to be closed again."""
+        from memfold.api.store import MemoryStore
+
+        return MemoryStore(self.target, tenant=self.tenant)
+
+    def place(self) -> str | Path:
+        """Where the store is: a URL or a folder."""
+        from memfold.api.opening import resolve
+
+        return resolve(self.target, environment())
+
+    def show(self, answer: object) -> None:
+        """Write the answer to standard output."""
+        from memfold.api import rendering
+
+        rendering.show(answer, as_json=self.as_json)
+
+
+TARGET = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder (PostgreSQL embedded there) or postgresql://user@host/database. "
+        "Default: MEMFOLD_TARGET, else a folder in your data folder.",
+        metavar="FOLDER|URL",
+    ),
+]
+TENANT = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help='Whose memories: nothing of one tenant is visible to another. Default: "default".'),
+]
+JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+
+
+@app.callback()
+def options(context: typer.Context, target: TARGET = None, tenant: TENANT = None, as_json: JSON = False) -> None:
+    context.obj = Call(target, tenant or "", as_json)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command: it is handed a `Call`, takes the options every command takes, and exits as agreed."""
+    own = list(inspect.signature(function).parameters.values())[1:]
+    common = list(inspect.signature(options).parameters.values())
+    common = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in common]
+
+    @wraps(function)
+    def run(context: typer.Context, target: str | None, tenant: str | None, as_json: bool, **arguments: Any) -> None:
+        before: Call = context.obj
+        given_tenant = before.tenant or "default" if tenant is None else tenant
+        call = Call(before.target if target is None else target, given_tenant, as_json or before.as_json)
+        with exit_statuses(call.as_json):
+            function(call, **arguments)
+
+    run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
+    return app.command(function.__name__.rstrip("_"))(run)
+
+
+@contextmanager
+def exit_statuses(as_json: bool) -> Iterator[None]:
+    """Turn what may go wrong into a line on standard error and an exit status."""
+    try:
+        yield
+    except MemfoldError as error:
+        complain(type(error).__name__, str(error), as_json)
+        raise typer.Exit(NOT_FOUND if isinstance(error, MemoryNotFound | MemoryForgotten) else FAILED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PIPE_CLOSED) from None
+    except OSError as error:  # of what the store does, it translates all: this is the answer that cannot be written
+        complain(type(error).__name__, f"the answer could not be written: {error.strerror}", as_json)
+        raise typer.Exit(FAILED) from None
+
+
+def complain(kind: str, message: str, as_json: bool) -> None:
+    """Say what went wrong, in one line."""
+    message = " ".join(message.split())
+    if as_json:
+        typer.echo(msgspec.json.encode({"error": kind, "message": message}), err=True)
+    else:
+        typer.echo(f"memfold: {message}", err=True)
+
+
+# --- options -----------------------------------------------------------------------------------------------------------------
+
+
+def moment(text: str) -> datetime:
+    """A time as people write it; without an offset, of this machine's time zone."""
+    try:
+        given = datetime.fromisoformat(text)
+        return given.astimezone() if given.tzinfo is None else given
+    except (ValueError, OverflowError, OSError):
+        raise typer.BadParameter("is no ISO 8601 time, such as 2026-09-03T10:30:00+02:00 or 2026-09-03") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object. The complaint names the place, not what stands there: it may be somebody's data."""
+    try:
+        found = msgspec.json.decode(text.encode())
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        problem = str(error) if isinstance(error, msgspec.DecodeError) else type(error).__name__
+        raise typer.BadParameter(f"""is no JSON object, such as '{{"category": "fact"}}': {problem}""") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("""is JSON, but no object: write it as '{"category": "fact"}'""")
+    return found
+
+
+class Direction(StrEnum):
+    newest = "newest"
+    oldest = "oldest"
+
+
+class Clearable(StrEnum):
+    role = "role"
+    speaker = "speaker"
+    category = "category"
+    importance = "importance"
+    tags = "tags"
+    metadata = "metadata"
+
+
+ISO = "ISO 8601, of this machine's time zone if it has no offset"
+ID = Annotated[str, typer.Argument(metavar="ID", help="The id of a memory.", show_default=False)]
+SESSION = Annotated[str, typer.Option(metavar="NAME", help="The session's name.", show_default=False)]
+ROLE = Annotated[str | None, typer.Option(metavar="NAME", help="Such as user or assistant.")]
+SPEAKER = Annotated[str | None, typer.Option(metavar="NAME", help="Who said it.")]
+CATEGORY = Annotated[str | None, typer.Option(metavar="NAME", help="Such as fact or preference.")]
+IMPORTANCE = Annotated[float | None, typer.Option(min=0, max=1, metavar="NUMBER", help="From 0 to 1. A new memory has 0.5.")]
+TAGS = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME", help="A tag; give it again for more.")]
+METADATA = Annotated[
+    dict[str, Any] | None, typer.Option(parser=json_object, metavar="JSON", help="""An object, such as '{"source": "mail"}'.""")
+]
+WHERE = Annotated[
+    dict[str, Any] | None,
+    typer.Option(
+        parser=json_object,
+        metavar="JSON",
+        help="""A filter, such as '{"category": "fact", "importance": {"$gte": 0.7}}'.""",
+    ),
+]
+BEFORE = Annotated[
+    datetime | None, typer.Option(parser=moment, metavar="TIME", help=f"Only what occurred before this time: {ISO}.")
+]
+AFTER = Annotated[
+    datetime | None, typer.Option(parser=moment, metavar="TIME", help=f"Only what occurred at or after this time: {ISO}.")
+]
+LIMIT = Annotated[int, typer.Option(min=1, max=LIMIT_MAX, metavar="COUNT", help=f"How many at most, 1 to {LIMIT_MAX:,}.")]
+CURSOR = Annotated[str | None, typer.Option(metavar="CURSOR", help="Where to go on, as the page before said.")]
+
+
+# --- memories ----------------------------------------------------------------------------------------------------------------
+
+
+@command
+def remember(
+    call: Call,
+    *,
+    content: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONTENT",
+            show_default=False,
+            help="What to remember; - reads it from standard input. Put -- before words that begin with a dash.",
+        ),
+    ],
+    session: SESSION,
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="Whose data it is. Default: the session's name.")] = None,
+    role: ROLE = None,
+    speaker: SPEAKER = None,
+    category: CATEGORY = None,
+    importance: IMPORTANCE = None,
+    tag: TAGS = None,
+    metadata: METADATA = None,
+    occurred_at: Annotated[
+        datetime | None, typer.Option(parser=moment, metavar="TIME", help=f"When it happened: {ISO}. Default: now.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The same command again with this key answers the same and adds nothing.")
+    ] = None,
+) -> None:
+    """Remember something.
+
+    Prints its id; with --json, the memory.
+    """
+    words = from_input(content)
+    with call.store() as store:
+        memory = store.remember(
+            words,
+            session_id=session,
+            user_id=user,
+            role=role,
+            speaker=speaker,
+            category=category,
+            importance=importance,
+            tags=tag,
+            metadata=metadata,
+            occurred_at=occurred_at,
+            idempotency_key=idempotency_key,
+        )
+    if call.as_json:
+        call.show(memory)
+    else:
+        typer.echo(memory.id)
+
+
+def from_input(content: str) -> str:
+    """The words given; for a dash those on standard input, without the line break at their end."""
+    if content != "-":
+        return content
+    try:
+        return typer.get_binary_stream("stdin").read().decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise typer.BadParameter("standard input is not UTF-8") from None
+
+
+@command
+def recall(
+    call: Call,
+    *,
+    query: Annotated[str, typer.Argument(metavar="QUERY", show_default=False, help="What to look for, in plain words.")],
+    session: SESSION,
+    limit: LIMIT = 10,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, metavar="NUMBER", help="Only what answers at least this well, from 0 to 1.")
+    ] = 0.0,
+    where: WHERE = None,
+    before: BEFORE = None,
+    after: AFTER = None,
+) -> None:
+    """Find what answers a question, best first."""
+    with call.store() as store:
+        found = store.recall(
+            query, session_id=session, limit=limit, min_score=min_score, where=where, before=before, after=after
+        )
+    call.show(found)
+
+
+@command
+def find(
+    call: Call,
+    *,
+    session: SESSION,
+    where: WHERE = None,
+    before: BEFORE = None,
+    after: AFTER = None,
+    order: Annotated[Direction, typer.Option(metavar="newest|oldest", help="Which come first.")] = Direction.newest,
+    limit: LIMIT = 100,
+    cursor: CURSOR = None,
+) -> None:
+    """List a session's memories in order of time."""
+    with call.store() as store:
+        page = store.find(
+            session,
+            where=where,
+            before=before,
+            after=after,
+            order="oldest" if order is Direction.oldest else "newest",
+            limit=limit,
+            cursor=cursor,
+        )
+    call.show(page)
+
+
+@command
+def get(call: Call, memory_id: ID) -> None:
+    """Show one memory, whole."""
+    with call.store() as store:
+        memory = store.get(memory_id)
+    call.show(memory)
+
+
+@command
+def update(
+    call: Call,
+    *,
+    memory_id: ID,
+    content: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The new words; - reads them from standard input.")
+    ] = None,
+    role: ROLE = None,
+    speaker: SPEAKER = None,
+    category: CATEGORY = None,
+    importance: IMPORTANCE = None,
+    tag: TAGS = None,
+    metadata: METADATA = None,
+    clear: Annotated[
+        list[Clearable] | None, typer.Option(metavar="FIELD", help=f"Clear {', '.join(Clearable)}; give it again for more.")
+    ] = None,
+    expected_version: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="Only if the memory still is at this version.")
+    ] = None,
+) -> None:
+    """Change a memory. Only what is given changes; tags and metadata are replaced as a whole."""
+    given = {
+        "role": role,
+        "speaker": speaker,
+        "category": category,
+        "importance": importance,
+        "tags": tag or None,
+        "metadata": metadata,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for field in clear or ():
+        if field.value in changes:
+            raise typer.BadParameter(f"{field.value} cannot be both set and cleared", param_hint="--clear")
+    changes |= {field.value: None for field in clear or ()}
+    if content is None and not changes:
+        raise typer.BadParameter("say what to change: --content, --role, …, or --clear")
+    words = UNSET if content is None else from_input(content)
+    with call.store() as store:
+        memory = store.update(memory_id, content=words, expected_version=expected_version, **changes)
+    call.show(memory)
+
+
+@command
+def history(call: Call, memory_id: ID) -> None:
+    """List every version of a memory.
+
+    First to last; of a forgotten memory, the changes without content.
+    """
+    with call.store() as store:
+        changes = store.history(memory_id)
+    call.show(changes)
+
+
+# --- forgetting --------------------------------------------------------------------------------------------------------------
+
+
+@command
+def forget(
+    call: Call,
+    *,
+    memory_id: Annotated[str | None, typer.Argument(metavar="ID", help="The id of a memory.", show_default=False)] = None,
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Forget this session, or with --where some of it.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="Forget this user, with every session.")] = None,
+    where: WHERE = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="CODE", help="A short code such as user_request, kept in the log. With an ID only.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Forget memories, sessions or users.
+
+    The keys are destroyed: there is no way back. Forgets one memory by its ID, a --session, what in a session matches
+    --where, or a --user with every session.
+
+    Asks before it forgets more than a single ID; where nobody can be asked, --yes must say so.
+    """
+    if [memory_id, session, user].count(None) != 2:
+        raise typer.BadParameter("name one thing to forget: an ID, --session or --user")
+    if where is not None and session is None:
+        raise typer.BadParameter("needs --session", param_hint="--where")
+    if reason is not None and memory_id is None:
+        raise typer.BadParameter("goes with an ID only", param_hint="--reason")
+    asks = memory_id is None and not yes
+    if asks and not (sys.stdin is not None and sys.stdin.isatty()):
+        raise typer.BadParameter("there is no terminal to ask on: add --yes if this is meant")
+    with call.store() as store:
+        if asks and not confirmed(store, session, user, where):
+            typer.echo("memfold: nothing was forgotten", err=True)
+            raise typer.Exit(FAILED)
+        if memory_id is not None:
+            erasure = store.forget(memory_id, reason=reason)
+        elif user is not None:
+            erasure = store.forget_user(user)
+        elif where is not None:
+            erasure = store.forget_where(str(session), where)
+        else:
+            erasure = store.forget_session(str(session))
+    call.show(erasure)
+
+
+def confirmed(store: "MemoryStore", session: str | None, user: str | None, where: dict[str, Any] | None) -> bool:
+    """Whether the person at the terminal, told how much it is, says yes."""
+    if user is not None:
+        page = store.sessions(user, limit=LIMIT_MAX)
+        subject = f"user {user!r} with {len(page.sessions)}{'+' if page.cursor else ''} session(s)"
+    elif where is not None:
+        subject = f"{store.count(str(session), where=where)} matching memories of session {session!r}"
+    else:
+        subject = f"session {session!r} with {store.stats(session).memories} memories"
+    typer.echo(f"Forget {subject}, for good? [y/N] ", err=True, nl=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# --- the whole tenant --------------------------------------------------------------------------------------------------------
+
+
+@command
+def log(
+    call: Call,
+    after: Annotated[int, typer.Option(min=0, metavar="POSITION", help="Only events behind this position of the log.")] = 0,
+    session: Annotated[str | None, typer.Option(metavar="NAME", help="Only events of this session.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="COUNT", help="How many events at most. Default: all.")] = None,
+) -> None:
+    """Print the log, event by event.
+
+    Ends at what is settled now; with --json, each event is a line.
+    To follow it, ask again with --after and the last position you saw.
+    """
+    from memfold.api import rendering
+
+    with call.store() as store:
+        rendering.show_events(islice(store.events(after, session_id=session), limit), as_json=call.as_json)
+
+
+@command
+def sessions(
+    call: Call,
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="Only this user's.")] = None,
+    limit: LIMIT = 100,
+    cursor: CURSOR = None,
+) -> None:
+    """List sessions, newest first."""
+    with call.store() as store:
+        page = store.sessions(user, limit=limit, cursor=cursor)
+    call.show(page)
+
+
+@command
+def stats(
+    call: Call,
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of this session only. Default: the whole tenant.")
+    ] = None,
+) -> None:
+    """Count sessions, users, memories, events.
+
+    Sizes are in bytes; views are what this very command held in memory.
+    """
+    with call.store() as store:
+        counts = store.stats(session)
+    call.show(counts)
+
+
+# --- looking after it --------------------------------------------------------------------------------------------------------
+
+
+@command
+def status(call: Call) -> None:
+    """Say whether the server runs.
+
+    Does not start it. Exit status 1 if a server named by URL does not answer.
+    """
+    from memfold.api.doctor import remote_status
+    from memfold.eventstore import embedded
+
+    place = call.place()
+    if isinstance(place, Path):
+        call.show(embedded.status(place))
+        return
+    found = remote_status(place, Settings())
+    call.show(found)
+    if not found.reachable:
+        raise typer.Exit(FAILED)
+
+
+@command
+def doctor(call: Call) -> None:
+    """Check folder, server, log and keys.
+
+    Says what is wrong and what to do, and changes nothing. Exit status 1 if a check fails.
+    May take 10 seconds if a transaction holds back the settled position.
+    """
+    from memfold.api import doctor, rendering
+    from memfold.api.store import utc_now
+
+    with closing(doctor.examine(call.place(), environment(), Settings(), utc_now)) as checks:
+        healthy = rendering.show_checks(checks, as_json=call.as_json)
+    if not healthy:
+        raise typer.Exit(FAILED)
+
+
+@command
+def stop(
+    call: Call, force: Annotated[bool, typer.Option("--force", help="Also while other processes use it.")] = False
+) -> None:
+    """Stop the embedded server, if it runs."""
+    from memfold.eventstore import embedded
+
+    place = call.place()
+    if not isinstance(place, Path):
+        raise typer.BadParameter(
+            "is a server by URL: only the embedded server of a folder is ours to stop", param_hint="--target"
+        )
+    call.show({"stopped": embedded.stop(place, force=force)})
+
+
+@command
+def version(call: Call) -> None:
+    """Print the versions of memfold and Python."""
+    from memfold import __version__
+
+    call.show({"memfold": __version__, "python": sys.version.split()[0]})

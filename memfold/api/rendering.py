@@ -1,0 +1,285 @@
+"""How answers look: JSON for programs, tables on a terminal, and one line a row, parted by tabs, in a pipe.
+
+An answer is laid out once, as `Facts` (names and values) or a `Grid` (rows); terminal and pipe differ only in how they
+write that down. Content is shown, since it was asked for, but never as it stands: a memory must not steer the terminal, so
+control and direction characters are written as escapes. Called by the commands alone, and imported when one has an answer.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memfold.api.doctor import Check, RemoteStatus
+from memfold.eventstore.embedded import ServerStatus
+from memfold.model import Change, Erasure, Memory, Page, Recollections, Session, SessionPage, Stats, StoredEvent
+
+CELL_CHARACTERS_MAX = 500  # of a cell on a terminal; `get` shows everything
+TABLE_EVENTS = 200  # a table is drawn when its widths are known, and a log should appear as it is read
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+COLORS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+class Facts(NamedTuple):
+    """Names and values; what has no value is left out."""
+
+    pairs: list[tuple[str, object]]
+
+
+class Grid(NamedTuple):
+    """Rows of cells. A tuple is one column of several lines on a terminal, and several columns in a pipe."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    cursor: str | None = None
+
+
+def show(answer: Any, *, as_json: bool) -> None:
+    """Write an answer to standard output; where a page goes on, say so on standard error."""
+    if as_json:
+        _write_json(_document(answer))
+        return
+    layout = lay_out(answer)
+    if isinstance(layout, Facts):
+        _write_facts(layout)
+        return
+    _write_grid(layout)
+    if layout.cursor:
+        typer.echo(f"there is more: --cursor {layout.cursor}", err=True)
+
+
+def show_events(events: Iterator[StoredEvent], *, as_json: bool) -> None:
+    """Write events as they come; as JSON, one a line."""
+    if as_json:
+        for event in events:
+            _write_json(event)
+        return
+    columns = ("position", "event", "recorded at, session", "memory", "what")
+    while page := list(islice(events, TABLE_EVENTS)):
+        _write_grid(Grid(columns, [_event_row(event) for event in page]))
+
+
+def show_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
+    """Write checks as they come (as JSON, all in one document); whether none failed."""
+    done: list[Check] = []
+    for check in checks:
+        done.append(check)
+        if not as_json:
+            _write_check(check)
+    healthy = all(check.verdict != "fail" for check in done)
+    if as_json:
+        _write_json({"ok": healthy, "checks": done})
+    return healthy
+
+
+def clean(text: str) -> str:
+    """The text with everything a terminal would obey, or show in another order, written as an escape."""
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------------------
+
+
+def lay_out(answer: Any) -> Facts | Grid:
+    """An answer as facts or rows."""
+    return LAYOUTS[type(answer)](answer)
+
+
+def _page(page: Page) -> Grid:
+    return Grid(("memory", "content"), [_memory_row(memory) for memory in page.memories], page.cursor)
+
+
+def _recollections(found: Recollections) -> Grid:
+    return Grid(("score", "memory", "content"), [(f"{each.score:.3f}", *_memory_row(each.memory)) for each in found])
+
+
+def _sessions(page: SessionPage) -> Grid:
+    columns = ("session, user", "memories", "events", "first, last event")
+    return Grid(columns, [_session_row(session) for session in page.sessions], page.cursor)
+
+
+def _changes(changes: list[Change]) -> Grid:
+    return Grid(("version", "change", "recorded at", "content"), [_change_row(change) for change in changes])
+
+
+def _fields(answer: msgspec.Struct) -> Facts:
+    return Facts([(name.replace("_", " "), value) for name, value in msgspec.structs.asdict(answer).items()])
+
+
+def _memory(memory: Memory) -> Facts:
+    pairs = _fields(memory).pairs
+    return Facts(sorted(pairs, key=lambda pair: pair[0] == "content"))  # the longest comes last
+
+
+def _memory_row(memory: Memory) -> tuple[object, ...]:
+    return (memory.id, memory.occurred_at, memory.speaker or memory.role, memory.category), memory.content
+
+
+def _session_row(session: Session) -> tuple[object, ...]:
+    times = (session.created_at, session.updated_at)
+    return (session.session_id, session.user_id), session.memories, session.events, times
+
+
+def _change_row(change: Change) -> tuple[object, ...]:
+    content = change.memory.content if change.memory else "(forgotten)"
+    return change.version, change.type, (change.recorded_at, f"position {change.position}"), content
+
+
+def _event_row(event: StoredEvent) -> tuple[object, ...]:
+    return event.position, event.type, (event.recorded_at, event.session_id), event.memory_id, _gist(event)
+
+
+def _gist(event: StoredEvent) -> str:
+    """The content an event brought or the reason it gave, else the names of the fields it set."""
+    if event.data is None:
+        return "(erased)"
+    fields = msgspec.structs.asdict(event.data)
+    for words in (fields.get("content"), fields.get("reason")):
+        if isinstance(words, str):
+            return words
+    return ", ".join(name for name, value in fields.items() if value is not msgspec.UNSET and value is not None)
+
+
+def _erasure(erasure: Erasure) -> Facts:
+    if erasure.position is None:
+        return Facts([("forgotten", "nothing: there was nothing to forget")])
+    return Facts(
+        [
+            ("forgotten", erasure.scope),
+            ("memories", len(erasure.memory_ids)),
+            ("keys deleted", erasure.keys_deleted),
+            ("position", erasure.position),
+            ("recorded at", erasure.recorded_at),
+            ("reason", erasure.reason),
+        ]
+    )
+
+
+LAYOUTS: dict[type, Callable[[Any], Facts | Grid]] = {
+    Memory: _memory,
+    Page: _page,
+    Recollections: _recollections,
+    SessionPage: _sessions,
+    list: _changes,
+    Erasure: _erasure,
+    Stats: _fields,
+    ServerStatus: _fields,
+    RemoteStatus: _fields,
+    dict: lambda answer: Facts(list(answer.items())),
+}
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def _on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _document(answer: Any) -> object:
+    if isinstance(answer, Recollections):  # a list with attributes, which JSON does not have
+        return {
+            "position": answer.position,
+            "model": answer.model,
+            "withheld": answer.withheld,
+            "recollections": list(answer),
+        }
+    return answer
+
+
+def _write_json(document: object) -> None:
+    typer.echo(msgspec.json.encode(document, enc_hook=str))
+
+
+def _write_facts(facts: Facts) -> None:
+    pairs = [(name, value) for name, value in facts.pairs if value not in (None, (), {})]
+    if not _on_terminal():
+        for name, value in pairs:
+            typer.echo(f"{name}: {_text(value)}")
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(name, Text(_text(value)))
+    Console().print(grid)
+
+
+def _write_grid(grid: Grid) -> None:
+    if not _on_terminal():
+        for row in grid.rows:
+            typer.echo("\t".join(_folded(cell) for cell in _flat(row)))
+        return
+    if not grid.rows:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in grid.columns:
+        table.add_column(column, overflow="fold", no_wrap=False)
+    for row in grid.rows:
+        table.add_row(*map(_cell, row))
+    Console().print(table)
+
+
+def _flat(row: tuple[object, ...]) -> Iterator[object]:
+    for cell in row:
+        if isinstance(cell, tuple):
+            yield from cell
+        else:
+            yield cell
+
+
+def _folded(value: object) -> str:
+    """A cell without the tabs and line breaks that would end it."""
+    return " ".join(_text(value).split())
+
+
+def _cell(value: object) -> Text:
+    if not isinstance(value, tuple):
+        return Text(_shortened(_text(value)))
+    lines = [_shortened(_text(line)) for line in value if line is not None]
+    return Text("\n").join([Text(lines[0]), *(Text(line, "dim") for line in lines[1:])])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= CELL_CHARACTERS_MAX else text[: CELL_CHARACTERS_MAX - 1] + "…"
+
+
+def _text(value: object) -> str:
+    """A value for people: on a terminal with times of this machine's zone and grouped digits, in a pipe as programs like it."""
+    if isinstance(value, datetime):
+        return _local(value) if _on_terminal() else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and _on_terminal():
+        return f"{value:,}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
+    if isinstance(value, dict):
+        return clean(msgspec.json.encode(value).decode())
+    return "" if value is None else clean(str(value))
+
+
+def _local(moment: datetime) -> str:
+    return moment.astimezone().isoformat(" ", "seconds")
+
+
+def _write_check(check: Check) -> None:
+    advice = f"     → {clean(check.advice)}" if check.advice else None
+    if not _on_terminal():
+        typer.echo(f"{check.verdict:4} {check.name}: {clean(check.found)}")
+        if advice:
+            typer.echo(advice)
+        return
+    line = Text.assemble((f"{check.verdict:4} ", COLORS[check.verdict]), (check.name, "bold"), ": ", clean(check.found))
+    console = Console()
+    console.print(line, soft_wrap=True)
+    if advice:
+        console.print(Text(advice), soft_wrap=True)
