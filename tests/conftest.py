@@ -19,6 +19,10 @@ from memfold.eventstore import embedded
 MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long forms of the stress, kill and race tests")
+
+
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL that lives as long as the run."""

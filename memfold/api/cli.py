@@ -29,7 +29,7 @@ from memfold.validation import LIMIT_MAX
 if TYPE_CHECKING:
     from memfold.api.store import MemoryStore
 
-FAILED, USAGE, NOT_FOUND, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+FAILED, NOT_FOUND, INTERRUPTED, PIPE_CLOSED = 1, 3, 130, 141  # and 2 for wrong usage, which is typer's to say
 
 EPILOG = """\
 Times are ISO 8601, such as 2026-09-03T10:30:00+02:00; without an offset they are meant in this machine's time zone.
@@ -105,7 +105,8 @@ JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs
 
 @app.callback()
 def options(context: typer.Context, target: TARGET = None, tenant: TENANT = None, as_json: JSON = False) -> None:
-    context.obj = Call(target, tenant or "", as_json)
+    """Options before the command mean the same as behind it."""
+    context.obj = Call(target, "default" if tenant is None else tenant, as_json)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -117,14 +118,17 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(context: typer.Context, target: str | None, tenant: str | None, as_json: bool, **arguments: Any) -> None:
         before: Call = context.obj
-        given_tenant = before.tenant or "default" if tenant is None else tenant
-        call = Call(before.target if target is None else target, given_tenant, as_json or before.as_json)
+        call = Call(
+            before.target if target is None else target,
+            before.tenant if tenant is None else tenant,
+            as_json or before.as_json,
+        )
         with exit_statuses(call.as_json):
             function(call, **arguments)
 
     run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
-    return app.command(function.__name__.rstrip("_"))(run)
+    return app.command(function.__name__)(run)
 
 
 @contextmanager
@@ -450,13 +454,18 @@ def confirmed(store: "MemoryStore", session: str | None, user: str | None, where
     """Whether the person at the terminal, told how much it is, says yes."""
     if user is not None:
         page = store.sessions(user, limit=LIMIT_MAX)
-        subject = f"user {user!r} with {len(page.sessions)}{'+' if page.cursor else ''} session(s)"
+        subject = f"user {user!r} with {counted(len(page.sessions), 'session')}{' and more' if page.cursor else ''}"
     elif where is not None:
-        subject = f"{store.count(str(session), where=where)} matching memories of session {session!r}"
+        subject = f"{counted(store.count(str(session), where=where), 'memory', 'memories')} that match in session {session!r}"
     else:
-        subject = f"session {session!r} with {store.stats(session).memories} memories"
+        subject = f"session {session!r} with {counted(store.stats(session).memories, 'memory', 'memories')}"
     typer.echo(f"Forget {subject}, for good? [y/N] ", err=True, nl=False)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A count with its noun."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 # --- the whole tenant --------------------------------------------------------------------------------------------------------

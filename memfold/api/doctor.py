@@ -280,7 +280,8 @@ WHERE relnamespace IN ('memfold'::regnamespace, 'memfold_keys'::regnamespace) AN
 AND NOT has_table_privilege(%(role)s, oid, 'SELECT')
 UNION ALL
 SELECT 'EXECUTE ON FUNCTION memfold.' || proname FROM pg_proc
-WHERE pronamespace = 'memfold'::regnamespace AND proname <> 'destroy' AND NOT has_function_privilege(%(role)s, oid, 'EXECUTE')"""
+WHERE pronamespace = 'memfold'::regnamespace AND proname <> 'destroy'
+AND NOT has_function_privilege(%(role)s, oid, 'EXECUTE')"""
 
 
 def _grants(login: Database) -> Check:

@@ -62,7 +62,7 @@ def show_events(events: Iterator[StoredEvent], *, as_json: bool) -> None:
         for event in events:
             _write_json(event)
         return
-    columns = ("position", "event", "recorded at, session", "memory", "what")
+    columns = ("position", "event", "what")
     while page := list(islice(events, TABLE_EVENTS)):
         _write_grid(Grid(columns, [_event_row(event) for event in page]))
 
@@ -134,7 +134,7 @@ def _change_row(change: Change) -> tuple[object, ...]:
 
 
 def _event_row(event: StoredEvent) -> tuple[object, ...]:
-    return event.position, event.type, (event.recorded_at, event.session_id), event.memory_id, _gist(event)
+    return event.position, (event.type, event.recorded_at, event.session_id, event.memory_id), _gist(event)
 
 
 def _gist(event: StoredEvent) -> str:
