@@ -17,7 +17,6 @@ from memfold import MemoryStore, Settings
 THREADS = 16
 OURS, APPEND = "memfold, remember", "memfold, append of sealed events"
 APPLICATION, AGGREGATE = "eventsourcing, application recorder", "eventsourcing, aggregate recorder"
-PREPARED = list(itertools.islice(texts(), 1000))
 
 
 def remember(store: MemoryStore, seconds: float) -> Sample:
@@ -26,8 +25,8 @@ def remember(store: MemoryStore, seconds: float) -> Sample:
 
 
 def rememberer(store: MemoryStore, session: str) -> Callable[[], object]:
-    """A call that remembers the next of a thousand texts."""
-    contents = itertools.cycle(PREPARED)
+    """A call that remembers the next text."""
+    contents = texts()
     return lambda: store.remember(next(contents), session_id=session)
 
 
@@ -36,8 +35,7 @@ def append(store: MemoryStore, seconds: float) -> Sample:
     commit = committer(store).append
     count = int(1500 * seconds) + 100
     sealed = [
-        iter(list(sealed_requests(store, f"append-{number}", itertools.islice(itertools.cycle(PREPARED), count))))
-        for number in range(THREADS)
+        iter(list(sealed_requests(store, f"append-{number}", itertools.islice(texts(), count)))) for number in range(THREADS)
     ]
     return on_threads([lambda requests=requests: commit(next(requests)) for requests in sealed], seconds)
 

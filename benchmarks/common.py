@@ -139,7 +139,7 @@ def sealed_requests(store: MemoryStore, session: str, contents: Iterable[str]) -
 
 def fill(store: MemoryStore, *, sessions: int, memories: int) -> None:
     """Remember `memories` things in each of `sessions` sessions."""
-    contents = texts(2)
+    contents = texts()
     for number in range(sessions):
         store.remember_many([next(contents) for _ in range(memories)], session_id=f"session-{number}")
 

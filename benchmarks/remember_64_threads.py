@@ -4,7 +4,6 @@ Against the usual way to write from 64 threads: a connection each, one bare INSE
 Our threads remember into a session each, then all into one, which a store that locks per stream would have to do one by one.
 """
 
-import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -14,7 +13,6 @@ from timing import Sample, on_threads, texts
 from memfold import MemoryStore, Settings
 
 THREADS = 64
-PREPARED = list(itertools.islice(texts(), 1000))
 MANY, ONE, RAW = "memfold, 64 sessions", "memfold, one session", "bare INSERT, 64 connections"
 
 
@@ -24,8 +22,8 @@ def remember(store: MemoryStore, sessions: list[str], seconds: float) -> Sample:
 
 
 def rememberer(store: MemoryStore, session: str) -> Callable[[], object]:
-    """A call that remembers the next of a thousand texts."""
-    contents = itertools.cycle(PREPARED)
+    """A call that remembers the next text."""
+    contents = texts()
     return lambda: store.remember(next(contents), session_id=session)
 
 

@@ -3,6 +3,8 @@
 Standard library only: the peers' workers use it too.
 """
 
+import functools
+import itertools
 import random
 import threading
 import time
@@ -23,12 +25,16 @@ class Sample(NamedTuple):
     latencies_ms: list[float]
 
 
-def texts(seed: int = 1) -> Iterator[str]:
-    """Endless sentences of exactly 100 characters, the same for every contender."""
-    rand, words = random.Random(seed), VOCABULARY.split()
-    while True:
-        line = " ".join(rand.choices(words, k=20))
-        yield line[: TEXT_CHARACTERS - 1].ljust(TEXT_CHARACTERS - 1, "x") + "."
+def texts() -> Iterator[str]:
+    """Endless sentences of exactly 100 characters, the same for every contender, made before any clock starts."""
+    return itertools.cycle(_lines())
+
+
+@functools.cache
+def _lines(count: int = 1000) -> list[str]:
+    rand, words = random.Random(1), VOCABULARY.split()
+    lines = (" ".join(rand.choices(words, k=20)) for _ in range(count))
+    return [line[: TEXT_CHARACTERS - 1].ljust(TEXT_CHARACTERS - 1, "x") + "." for line in lines]
 
 
 def repeat(call: Callable[[], object], seconds: float, *, amount: int = 1) -> Sample:

@@ -18,7 +18,7 @@
     │   └── SchemaTooNew       written by a later memfold
     ├── EmbeddedServerError    the embedded PostgreSQL could not be set up or started
     │   └── DataFolderVersion  the data folder belongs to another PostgreSQL major version
-    ├── CorruptEvent           a stored event does not open, or does not match its digest
+    ├── CorruptEvent           a stored event does not open with its key
     └── SettingsError          a setting or argument of the store itself is unusable
 
 A class exists where a caller would act differently. Facts are attributes; the message says what happened, where, and

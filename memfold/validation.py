@@ -5,7 +5,7 @@ Limits are generous for a memory and small for a log: what is larger belongs in 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -126,11 +126,10 @@ def importance(value: object) -> float:
 def tags(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
-    if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise InvalidMemory("tags", f"is {type(value).__name__}: give a list of strings")
-    found = dict.fromkeys(
-        label("tags", tag) for tag in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)
-    )
+    ordered = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+    found = dict.fromkeys(label("tags", tag) for tag in ordered)
     if None in found:
         raise InvalidMemory("tags", "holds None: give strings")
     if len(found) > TAGS_MAX:
@@ -251,12 +250,17 @@ def wait(value: object) -> float:
     return float(value)
 
 
+def asked_name(argument: str, value: object) -> str:
+    """The name of a session or user that is asked for, not stored."""
+    try:
+        return name(argument, value)
+    except InvalidMemory as error:
+        raise InvalidQuery(argument, error.problem) from None
+
+
 def session(value: object) -> str:
     """The name of a session to read from."""
-    try:
-        return name("session_id", value)
-    except InvalidMemory as error:
-        raise InvalidQuery("session_id", error.problem) from None
+    return asked_name("session_id", value)
 
 
 def _text(field: str, value: object) -> str:

@@ -174,7 +174,9 @@ def test_a_reason_is_a_short_code(store, reason):
     assert store.get(memory.id) == memory
 
 
-@pytest.mark.parametrize("fields", [{"content": None}, {"content": ""}, {"importance": 2}, {"metadata": 7}, {"expected_version": "1"}])
+@pytest.mark.parametrize(
+    "fields", [{"content": None}, {"content": ""}, {"importance": 2}, {"metadata": 7}, {"expected_version": "1"}]
+)
 def test_a_bad_update_changes_nothing(store, fields):
     memory = store.remember("tea", session_id="s")
     with pytest.raises(InvalidMemory):
@@ -192,7 +194,14 @@ def test_integers_of_64_bits_and_keys_with_dots_are_kept_and_found(store):
 
 
 def test_unusual_but_proper_text_is_kept_to_the_letter(store):
-    for text in ("😀 emoji", "e\u0301 combined", "\u202eright to left", "tab\tand\r\nlines", "'; DROP TABLE memories; --", "\ufeffbom"):
+    for text in (
+        "😀 emoji",
+        "e\u0301 combined",
+        "\u202eright to left",
+        "tab\tand\r\nlines",
+        "'; DROP TABLE memories; --",
+        "\ufeffbom",
+    ):
         memory = store.remember(text, session_id=text, user_id=text, speaker=text, tags=[text], metadata={text: text})
         assert store.get(memory.id).content == text
         assert store.find(text, where={"tags": text}).memories == [memory]

@@ -102,8 +102,6 @@ def test_only_settings_looks_at_the_environment():
 
 
 def test_imports_inside_functions_are_rare_and_named():
-    late = {
-        (path.relative_to(ROOT).as_posix(), module) for path in MODULES for module, top in imports(path) if not top
-    }
+    late = {(path.relative_to(ROOT).as_posix(), module) for path in MODULES for module, top in imports(path) if not top}
     lazy_by_design = {"__init__.py", "eventstore/database.py", "api/cli.py"}
     assert {name for name, _ in late} <= lazy_by_design, late

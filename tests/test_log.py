@@ -21,7 +21,11 @@ from memfold.settings import Settings
 def request_for(store, ref, count=1, **options):
     events = [
         seal_event(
-            MemoryRemembered(content=f"tea {number}"), tenant=store._keyring.tenant, stream=ref.stream, memory_id=new_id(), wrapping=ref.key
+            MemoryRemembered(content=f"tea {number}"),
+            tenant=store._keyring.tenant,
+            stream=ref.stream,
+            memory_id=new_id(),
+            wrapping=ref.key,
         )
         for number in range(count)
     ]
@@ -79,14 +83,18 @@ def test_the_application_role_can_only_call_and_read(store, statement):
 
 
 def test_the_tables_are_as_declared(server_url, store):
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(server_url), poolclass=NullPool, use_native_hstore=False)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(server_url), poolclass=NullPool, use_native_hstore=False
+    )
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
             opts={
                 "include_schemas": True,
                 "compare_server_default": False,
-                "include_name": lambda name, kind, parents: name in ("memfold", "memfold_keys") if kind == "schema" else name != "alembic_version",
+                "include_name": lambda name, kind, parents: (
+                    name in ("memfold", "memfold_keys") if kind == "schema" else name != "alembic_version"
+                ),
             },
         )
         assert compare_metadata(context, schema.metadata) == []
@@ -124,7 +132,12 @@ def test_a_batch_keeps_payloads_keys_and_headers_together(store, committer, ref)
     answer = committer.append(request)
     rows = reader.read_stream(store._database, store._keyring.tenant, ref.stream, answer.version - 1)
     for event, position, row in zip(request.events, answer.positions, rows, strict=True):
-        assert (row.position, row.event_id, row.payload, row.wrapped_key) == (position, event.event_id, event.payload, event.wrapped_key)
+        assert (row.position, row.event_id, row.payload, row.wrapped_key) == (
+            position,
+            event.event_id,
+            event.payload,
+            event.wrapped_key,
+        )
 
 
 def test_a_flush_judges_each_request_by_itself(store, ref):
@@ -158,7 +171,9 @@ def test_a_decision_conflicts_only_if_its_memory_was_touched(store, ref):
 
     memory = new_id()
     events = [
-        seal_event(MemoryRemembered(content="x"), tenant=store._keyring.tenant, stream=ref.stream, memory_id=memory, wrapping=ref.key)
+        seal_event(
+            MemoryRemembered(content="x"), tenant=store._keyring.tenant, stream=ref.stream, memory_id=memory, wrapping=ref.key
+        )
         for _ in range(3)
     ]
     base = {"stream": ref.stream, "user": ref.user, "key_version": 1, "at": store._writer._clock()}
@@ -172,8 +187,9 @@ def test_a_decision_conflicts_only_if_its_memory_was_touched(store, ref):
         assert call(connection, tenant, [stale])[0].verdict is Verdict.CONFLICT
 
 
-def test_many_threads_share_commits_and_every_answer_is_its_own(store, ref):
-    committer = Committer(store._database, store._keyring.tenant, Settings(append_connections=1))
+@pytest.mark.parametrize("connections", [1, 2, 4])
+def test_many_threads_share_commits_and_every_answer_is_its_own(store, ref, connections):
+    committer = Committer(store._database, store._keyring.tenant, Settings(append_connections=connections))
     requests = [request_for(store, ref, 1 + number % 3) for number in range(200)]
     answers = [None] * len(requests)
 
@@ -186,6 +202,8 @@ def test_many_threads_share_commits_and_every_answer_is_its_own(store, ref):
         thread.start()
     for thread in threads:
         thread.join()
+
+    committer.close()
 
     rows = {row.event_id: row for row in reader.read_stream(store._database, store._keyring.tenant, ref.stream)}
     for request, answer in zip(requests, answers, strict=True):
@@ -286,5 +304,3 @@ def test_where_no_role_may_be_made_the_triggers_stand_alone(server_url):
         with psycopg.connect(server_url, autocommit=True) as owner:
             owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
             owner.execute(f"DROP ROLE {name}")
-
-

@@ -43,7 +43,10 @@ def test_the_async_store_has_the_same_verb(verb):
 
 
 def test_both_stores_are_opened_with_the_same_arguments():
-    assert inspect.signature(MemoryStore.__init__).parameters.keys() == inspect.signature(AsyncMemoryStore.__init__).parameters.keys()
+    assert (
+        inspect.signature(MemoryStore.__init__).parameters.keys()
+        == inspect.signature(AsyncMemoryStore.__init__).parameters.keys()
+    )
 
 
 def test_every_public_verb_is_on_the_list():

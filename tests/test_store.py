@@ -85,7 +85,9 @@ def test_a_match_in_a_session_of_one_memory_counts(store):
     assert store.recall("peanuts", session_id="s")[0].score > 0.2
 
 
-@pytest.mark.parametrize("query", ['NEAR/3 "', "a AND", "content:tea", "tea*", "(((", '"', "tea'--", "-tea", "^tea", "{tea}", "NOT"])
+@pytest.mark.parametrize(
+    "query", ['NEAR/3 "', "a AND", "content:tea", "tea*", "(((", '"', "tea'--", "-tea", "^tea", "{tea}", "NOT"]
+)
 def test_no_character_of_a_query_is_special(store, query):
     store.remember("tea and near and not content", session_id="s")
     store.recall(query, session_id="s")
@@ -109,7 +111,9 @@ def test_the_speaker_counts_as_a_word(store):
 def test_recall_obeys_where_and_times(store):
     for day in range(5):
         store.remember(f"tea on day {day}", session_id="s", occurred_at=T0 + timedelta(days=day), metadata={"day": day})
-    found = store.recall("tea", session_id="s", after=T0 + timedelta(days=1), before=T0 + timedelta(days=4), where={"day": {"$ne": 2}})
+    found = store.recall(
+        "tea", session_id="s", after=T0 + timedelta(days=1), before=T0 + timedelta(days=4), where={"day": {"$ne": 2}}
+    )
     assert sorted(hit.memory.metadata["day"] for hit in found) == [1, 3]
 
 
@@ -121,7 +125,9 @@ def test_recall_sees_what_another_store_just_remembered(make_store):
 
 
 def test_an_update_changes_only_what_is_given_and_none_clears(store):
-    memory = store.remember("tea", session_id="s", role="user", category="drink", tags=["hot"], metadata={"a": 1}, importance=0.9)
+    memory = store.remember(
+        "tea", session_id="s", role="user", category="drink", tags=["hot"], metadata={"a": 1}, importance=0.9
+    )
 
     changed = store.update(memory.id, content="green tea", category=None, importance=None, tags=None, metadata={"b": 2})
 
@@ -206,7 +212,9 @@ def test_a_store_that_never_saw_the_memory_answers_the_same(make_store):
         if number % 4 == 0:
             one.forget(one.remember(f"secret tea milk {number}", session_id="s", occurred_at=T0).id)
     for query in ("tea", "milk", "lemon tea", "secret", "7"):
-        answers = [[(hit.memory.content, hit.score) for hit in store.recall(query, session_id="s", limit=50)] for store in (one, other)]
+        answers = [
+            [(hit.memory.content, hit.score) for hit in store.recall(query, session_id="s", limit=50)] for store in (one, other)
+        ]
         assert answers[0] == answers[1]
 
 
@@ -252,7 +260,9 @@ def test_a_forgotten_user_takes_every_session_along(make_store):
 
 
 def test_forget_where_forgets_what_matches_and_nothing_else(store):
-    store.remember_many([{"content": f"m{number}", "tags": ["odd"] if number % 2 else []} for number in range(6)], session_id="s")
+    store.remember_many(
+        [{"content": f"m{number}", "tags": ["odd"] if number % 2 else []} for number in range(6)], session_id="s"
+    )
     erasure = store.forget_where("s", {"tags": "odd"})
     assert (erasure.scope, erasure.keys_deleted) == ("filter", 3)
     assert sorted(contents(store.find("s").memories)) == ["m0", "m2", "m4"]
@@ -395,7 +405,9 @@ def test_events_are_ordered_and_resumable_at_any_position(store):
     assert [event.type for event in events][-3:] == ["MemoryRemembered", "MemoryUpdated", "MemoryForgotten"]
     for position in [0, *positions]:
         assert [event.position for event in store.events(position)] == [other for other in positions if other > position]
-        assert [event.position for event in store.events(position, session_id="b")] == [p for p in positions[10:11] if p > position]
+        assert [event.position for event in store.events(position, session_id="b")] == [
+            p for p in positions[10:11] if p > position
+        ]
     assert events[1].data is None
     assert events[0].data.content == "0"
     assert {event.session_id for event in events} == {"a", "b"}
@@ -422,7 +434,13 @@ def test_stats_count(store):
     store.remember("d", session_id="t", user_id="u")
     store.forget(memories[0].id)
     everything, one = store.stats(), store.stats("s")
-    assert (everything.sessions, everything.users, everything.memories, everything.forgotten, everything.events) == (2, 1, 3, 1, 5)
+    assert (everything.sessions, everything.users, everything.memories, everything.forgotten, everything.events) == (
+        2,
+        1,
+        3,
+        1,
+        5,
+    )
     assert (one.sessions, one.memories, one.forgotten, one.events, one.database_bytes) == (1, 2, 1, 4, None)
     assert everything.database_bytes > 0
     assert store.stats("unknown").events == 0

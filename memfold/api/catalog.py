@@ -82,8 +82,10 @@ class Catalog:
         )
 
     def events(self, after: int, session_id: str | None) -> Iterator[StoredEvent]:
-        """The events behind position `after` up to what is settled now, in order."""
-        upto = Tail(self._database).settle(self._settle_timeout_s)
+        """The events behind position `after` up to what is settled at this call, in order."""
+        return self._events(after, Tail(self._database).settle(self._settle_timeout_s), session_id)
+
+    def _events(self, after: int, upto: int, session_id: str | None) -> Iterator[StoredEvent]:
         if session_id is None:
             pages: Iterator[list[Row]] = reader.read_log(self._database, self._keyring.tenant, after, upto)
         else:

@@ -21,7 +21,16 @@ from memfold.api.opening import KEY_FILE, given_service
 from memfold.errors import DatabaseUnsuitable, EmbeddedServerError, KeyUnavailable, MemfoldError, StoreUnavailable
 from memfold.eventstore import embedded
 from memfold.eventstore.binaries import find_binaries, major_version
-from memfold.eventstore.database import ROLE, Connection, Database, Lost, has_role, probe_server, refuse_transaction_pooling
+from memfold.eventstore.database import (
+    ROLE,
+    WRITERS,
+    Connection,
+    Database,
+    Lost,
+    has_role,
+    probe_server,
+    refuse_transaction_pooling,
+)
 from memfold.eventstore.keyring import open_lookup_key, sealed_before
 from memfold.eventstore.keyservice import MAKE_A_KEY, KeyService, LocalKeyService, read_key_file
 from memfold.eventstore.schema import HEAD
@@ -253,24 +262,6 @@ def _triggers(login: Database) -> Check:
 
 # Everybody is asked about, whoever asks: information_schema shows only what concerns the asking role. Nobody may call
 # `destroy` by itself, and nothing of the log is open to PUBLIC.
-WRITERS = """
-WITH ours AS (
-    SELECT oid, relowner, relacl FROM pg_class WHERE relnamespace IN ('memfold'::regnamespace, 'memfold_keys'::regnamespace)
-), granted AS (
-    SELECT o.oid::regclass::text AS subject, o.relowner, a.* FROM ours o, aclexplode(o.relacl) a
-    UNION ALL
-    SELECT o.oid::regclass || '.' || c.attname, o.relowner, a.*
-    FROM ours o JOIN pg_attribute c ON c.attrelid = o.oid, aclexplode(c.attacl) a
-    UNION ALL
-    SELECT 'memfold.' || p.proname, p.proowner, a.*
-    FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
-    WHERE p.pronamespace = 'memfold'::regnamespace AND (a.grantee = 0 OR p.proname = 'destroy')
-)
-SELECT DISTINCT format('%%s ON %%s TO %%s', privilege_type, subject, coalesce(r.rolname, 'PUBLIC')) AS found
-FROM granted LEFT JOIN pg_roles r ON r.oid = grantee
-WHERE grantee <> relowner AND privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER', 'EXECUTE')
-ORDER BY found"""
-
 MISSING = """
 SELECT 'USAGE ON SCHEMA ' || nspname AS found FROM pg_namespace
 WHERE nspname IN ('memfold', 'memfold_keys') AND NOT has_schema_privilege(%(role)s, oid, 'USAGE')

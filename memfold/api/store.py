@@ -4,6 +4,7 @@ Every verb checks its arguments, then hands on: writing to `writer`, forgetting 
 its view, reading everything to `catalog`.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from memfold.api.catalog import Catalog, from_cursor, session_place, to_cursor
 from memfold.api.opening import MasterKey, Target, open_target
 from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
-from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, StoreClosed
+from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, SettingsError, StoreClosed
 from memfold.eventstore.append import Committer
 from memfold.eventstore.keyring import Keyring
 from memfold.model import (
@@ -43,6 +44,16 @@ from memfold.settings import Settings, environment
 
 Where = Mapping[str, Any]
 
+logger = logging.getLogger("memfold")
+
+
+def check_tenant(tenant: object) -> None:
+    """A tenant's name is a setting of the store, not part of a memory."""
+    try:
+        validation.name("tenant", tenant)
+    except InvalidMemory as error:
+        raise SettingsError("tenant", error.problem) from None
+
 
 def utc_now() -> datetime:
     """The default clock."""
@@ -69,7 +80,7 @@ class MemoryStore:
         settings: Settings | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        validation.name("tenant", tenant)
+        check_tenant(tenant)
         self._pid = os.getpid()
         self._closed = True
         self._settings = settings or Settings()
@@ -83,6 +94,8 @@ class MemoryStore:
             raise
         self._views = Views(self._database, self._keyring, self._settings)
         self._put_together(clock)
+        if not self._database.has_role:
+            logger.warning("the role memfold_app could not be made or taken: triggers alone keep the log immutable")
         self._closed = False
 
     def _put_together(self, clock: Callable[[], datetime]) -> None:
@@ -247,7 +260,7 @@ class MemoryStore:
         Twice returns the first `Erasure`; of a user that never was, an empty one.
         """
         self._check()
-        return self._forgetter.user(validation.name("user_id", user_id))
+        return self._forgetter.user(validation.asked_name("user_id", user_id))
 
     def forget_where(self, session_id: str, where: Where) -> Erasure:
         """Forget the memories of a session that match a filter; an empty `Erasure` if none does.
@@ -366,7 +379,7 @@ class MemoryStore:
         """A page of sessions, newest first, of one user or of everybody."""
         self._check()
         if user_id is not None:
-            validation.name("user_id", user_id)
+            validation.asked_name("user_id", user_id)
         limit = validation.limit(limit)
         session_place(cursor)
         return self._catalog.sessions(user_id, limit, cursor)

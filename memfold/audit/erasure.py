@@ -72,20 +72,20 @@ class Forgetter:
 
     def session(self, session_id: str) -> Erasure:
         """Forget a session with all it holds."""
-        name_hmac = self._keyring.session_hmac(session_id)
+        keyring, database = self._keyring, self._database
+        name_hmac = keyring.session_hmac(session_id)
         for _ in range(self._retries_max):
-            ref = self._keyring.find_session(session_id)
+            ref = keyring.find_session(session_id)
             if ref is None:
-                return self._erasure_of_streams(
-                    "session", erase.streams_forgotten_as(self._database, self._keyring.tenant, name_hmac)
-                )
-            requests = [self._closing(ref.stream)]
+                return _as_erasure("session", erase.erased_as(database, keyring.tenant, name_hmac))
+            closing = [self._closing(ref.stream)]
             answer = erase.forget_streams(
-                self._database, self._keyring.tenant, requests, closing=[ref.stream], name_hmac=name_hmac, user=None
+                database, keyring.tenant, closing, closing=[ref.stream], name_hmac=name_hmac, user=None
             )
-            self._keyring.drop(session_id)
+            keyring.drop(session_id)
             if answer.verdict is Verdict.ACCEPTED:
-                return self._erasure_of_streams("session", [ref.stream])
+                self._views.catch_up([ref.stream])
+                return _as_erasure("session", erase.erased_stream(database, keyring.tenant, ref.stream))
         raise Contended(self._retries_max)
 
     def user(self, user_id: str) -> Erasure:
@@ -95,13 +95,14 @@ class Forgetter:
         for _ in range(self._retries_max):
             user = keyring.find_user(user_id)
             if user is None:
-                return self._erasure_of_streams("user", erase.streams_forgotten_as(database, keyring.tenant, name_hmac))
+                return _as_erasure("user", erase.erased_as(database, keyring.tenant, name_hmac))
             streams = self._streams_of(user)
             requests = [*map(self._closing, streams), self._farewell(streams)]
             answer = erase.forget_streams(database, keyring.tenant, requests, closing=streams, name_hmac=name_hmac, user=user)
+            keyring.drop_user(user)
             if answer.verdict is Verdict.ACCEPTED:
-                keyring.drop_user(user)
-                return self._erasure_of_streams("user", streams)
+                self._views.catch_up(streams)
+                return _as_erasure("user", erase.erased_as(database, keyring.tenant, name_hmac))
         raise Contended(self._retries_max)
 
     def _append(self, session_id: str, stream: bytes, version: int, ids: Sequence[bytes], reason: str | None) -> bool:
@@ -115,7 +116,10 @@ class Forgetter:
             for memory_id in ids
         ]
         request = Request(stream, ref.user, ref.key.version, at, sealed, version)
-        return erase.forget_memories(self._database, self._keyring.tenant, request).verdict is Verdict.ACCEPTED
+        answer = erase.forget_memories(self._database, self._keyring.tenant, request)
+        # Also what this process holds in RAM is gone when we return, not only when somebody reads the session again.
+        self._views.catch_up([stream])
+        return answer.verdict is Verdict.ACCEPTED
 
     def _closing(self, stream: bytes) -> Request:
         return self._tenant_fact(stream, SessionForgotten())
@@ -137,7 +141,7 @@ class Forgetter:
         """The erasure that forgot this memory: its own, or that of its session."""
         own = erase.erased_memories(self._database, self._keyring.tenant, stream, [id_bytes(memory_id)])
         if own is None:
-            return self._erasure_of_streams("session", [stream])
+            return _as_erasure("session", erase.erased_stream(self._database, self._keyring.tenant, stream))
         return _as_erasure("memory", own, self._reason(stream, own.position))
 
     def _erasure(self, scope: Scope, stream: bytes, ids: Sequence[bytes], reason: str | None) -> Erasure:
@@ -145,10 +149,6 @@ class Forgetter:
         if erased is None:
             raise MemoryForgotten(memory_id_text(ids[0]))
         return _as_erasure(scope, erased, reason)
-
-    def _erasure_of_streams(self, scope: Scope, streams: Sequence[bytes]) -> Erasure:
-        erased = erase.erased_streams(self._database, self._keyring.tenant, streams) if streams else None
-        return _as_erasure(scope, erased, None) if erased else nothing(scope)
 
     def _reason(self, stream: bytes, position: int) -> str | None:
         """The code that a forgetting fact holds, as long as its user's key stands."""
@@ -166,7 +166,9 @@ def nothing(scope: Scope) -> Erasure:
     return Erasure(scope=scope, position=None, recorded_at=None, memory_ids=NOTHING, erased_positions=(), keys_deleted=0)
 
 
-def _as_erasure(scope: Scope, erased: Erased, reason: str | None) -> Erasure:
+def _as_erasure(scope: Scope, erased: Erased | None, reason: str | None = None) -> Erasure:
+    if erased is None:
+        return nothing(scope)
     return Erasure(
         scope=scope,
         position=erased.position,

@@ -71,10 +71,6 @@ class _Waiting:
     lease: Lease | None = None
     wake: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def settled(self) -> bool:
-        return self.answer is not None or self.error is not None
-
 
 class Committer:
     """Appends requests, many callers to a commit. Safe to call from any thread."""
@@ -95,13 +91,13 @@ class Committer:
         """
         waiting = _Waiting(request)
         with self._lock:
-            self._queue.append(waiting)
             if self._idle:
                 waiting.lease = self._idle.pop()
             else:
                 waiting.wake.acquire()
+                self._queue.append(waiting)
         if not waiting.lease:
-            waiting.wake.acquire()
+            self._wait(waiting)
         if waiting.lease:
             self._lead(waiting, waiting.lease)
         if waiting.error:
@@ -115,18 +111,30 @@ class Committer:
             for lease in self._idle:
                 lease.close()
 
-    def _lead(self, own: _Waiting, lease: Lease) -> None:
-        """Flush what is waiting until our own request is settled, then hand the connection on."""
+    def _wait(self, waiting: _Waiting) -> None:
+        """Sleep until somebody has flushed our request, or hands us a connection to lead with."""
         try:
-            while not own.settled:
-                self._flush(self._take(), lease)
+            waiting.wake.acquire()
+        except BaseException:
+            # Interrupted, by Ctrl-C for one: a connection that was handed to us meanwhile must not be lost to the others.
+            with self._lock:
+                if waiting in self._queue:
+                    self._queue.remove(waiting)
+            if waiting.lease:
+                self._hand_on(waiting.lease)
+            raise
+
+    def _lead(self, own: _Waiting, lease: Lease) -> None:
+        """Flush our own request and what else is waiting, then hand the connection on."""
+        try:
+            self._flush(self._take(own), lease)
         finally:
             self._hand_on(lease)
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self, own: _Waiting) -> list[_Waiting]:
+        """Our own request and as many of those waiting as fit a commit. Only sleepers are in the queue; a leader never is."""
         with self._lock:
-            batch, events = [self._queue.popleft()], 0
-            events = len(batch[0].request.events)
+            batch, events = [own], len(own.request.events)
             while self._queue and events + len(self._queue[0].request.events) <= self._events_max:
                 batch.append(self._queue.popleft())
                 events += len(batch[-1].request.events)
@@ -134,11 +142,12 @@ class Committer:
 
     def _hand_on(self, lease: Lease) -> None:
         with self._lock:
-            if self._queue:
-                self._queue[0].lease = lease
-                self._queue[0].wake.release()
-            else:
+            if not self._queue:
                 self._idle.append(lease)
+                return
+            leader = self._queue.popleft()
+            leader.lease = lease
+            leader.wake.release()
 
     def _flush(self, batch: list[_Waiting], lease: Lease) -> None:
         requests = [waiting.request for waiting in batch]

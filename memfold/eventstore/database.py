@@ -32,6 +32,26 @@ MIGRATION_LOCK = 0x6D656D666F6C64  # "memfold"
 LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
+# Whoever but the owner may write the log's tables, or a part of them, without its functions: as grants to be revoked.
+WRITERS = """
+WITH ours AS (
+    SELECT oid, relowner, relacl FROM pg_class WHERE relnamespace IN ('memfold'::regnamespace, 'memfold_keys'::regnamespace)
+), granted AS (
+    SELECT o.oid::regclass::text AS subject, o.relowner, a.* FROM ours o, aclexplode(o.relacl) a
+    UNION ALL
+    SELECT o.oid::regclass || '.' || c.attname, o.relowner, a.*
+    FROM ours o JOIN pg_attribute c ON c.attrelid = o.oid, aclexplode(c.attacl) a
+    UNION ALL
+    SELECT 'memfold.' || p.proname, p.proowner, a.*
+    FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+    WHERE p.pronamespace = 'memfold'::regnamespace AND (a.grantee = 0 OR p.proname = 'destroy')
+)
+SELECT DISTINCT format('%%s ON %%s TO %%s', privilege_type, subject, coalesce(r.rolname, 'PUBLIC')) AS found
+FROM granted LEFT JOIN pg_roles r ON r.oid = grantee
+WHERE grantee <> relowner AND privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER', 'EXECUTE')
+ORDER BY found"""
+
+
 class Lost(Exception):
     """The connection broke while a statement was under way: nobody knows whether it took effect."""
 
@@ -256,16 +276,9 @@ def probe_log(connection: Connection) -> None:
     cache = _one(connection, "SELECT cache_size FROM pg_sequences WHERE schemaname = 'memfold' AND sequencename = 'position'")
     if cache != 1:
         raise DatabaseUnsuitable(f"the sequence memfold.position has CACHE {cache}", "ALTER SEQUENCE memfold.position CACHE 1")
-    writers = _one(
-        connection,
-        """SELECT string_agg(DISTINCT grantee, ', ') FROM information_schema.role_table_grants g
-           WHERE table_schema IN ('memfold', 'memfold_keys') AND privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
-           AND grantee <> (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'memfold')""",
-    )
+    writers = [row[0] for row in connection.execute(WRITERS, ()).fetchall()]
     if writers:
-        raise DatabaseUnsuitable(
-            f"other roles may write the log's tables ({writers})", "REVOKE it: only its functions may write"
-        )
+        raise DatabaseUnsuitable(f"others may write past the log's functions ({', '.join(writers)})", "REVOKE each of them")
     triggers = _one(
         connection,
         """SELECT count(*) FROM pg_trigger

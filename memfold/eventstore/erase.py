@@ -82,30 +82,38 @@ def erased_memories(database: Database, tenant: int, stream: bytes, memory_ids: 
     return _erased(facts[-1], [row.memory_id.bytes for row in facts], positions)
 
 
-def erased_streams(database: Database, tenant: int, streams: Sequence[bytes]) -> Erased | None:
-    """What forgetting these streams destroyed, beyond what had been forgotten before; None if none was closed."""
+def erased_stream(database: Database, tenant: int, stream: bytes) -> Erased | None:
+    """What forgetting this stream destroyed, beyond what had been forgotten before; None if it was not closed."""
+    found = database.row(
+        "SELECT position FROM memfold.events WHERE tenant_id = %s AND stream_id = %s AND type = %s",
+        (tenant, arrays.uuid(stream), CLOSED),
+    )
+    return _erased_streams(database, tenant, found.position, [stream]) if found else None
+
+
+def erased_as(database: Database, tenant: int, name_hmac: bytes) -> Erased | None:
+    """What was destroyed when the session or user of this name was last forgotten; None if it never was."""
+    query = "SELECT position, streams FROM memfold.erasures WHERE tenant_id = %s AND name_hmac = %s"
+    found = database.row(query, (tenant, name_hmac))
+    return _erased_streams(database, tenant, found.position, [stream.bytes for stream in found.streams]) if found else None
+
+
+def _erased_streams(database: Database, tenant: int, position: int, streams: Sequence[bytes]) -> Erased:
     rows = database.rows(
         """SELECT position, memory_id, type, recorded_at FROM memfold.events
-           WHERE tenant_id = %s AND stream_id = ANY(%s) ORDER BY position""",
-        (tenant, arrays.uuid_array(streams)),
+           WHERE tenant_id = %s AND (stream_id = ANY(%s) OR position = %s) ORDER BY position""",
+        (tenant, arrays.uuid_array(streams), position),
     )
-    closing = [row for row in rows if row.type == CLOSED]
-    if not closing:
-        return None
+    fact = next(row for row in rows if row.position == position)
     before = {row.memory_id for row in rows if row.type == FORGOTTEN}
-    positions = [row.position for row in rows if row.type == FORGOTTEN or (row.type != CLOSED and row.memory_id not in before)]
-    ids = [row.memory_id.bytes for row in rows if row.type == REMEMBERED and row.memory_id not in before]
-    return _erased(closing[-1], ids, positions)
+    held = [row for row in rows if row.memory_id is not None]
+    positions = [row.position for row in held if row.type == FORGOTTEN or row.memory_id not in before]
+    ids = [row.memory_id.bytes for row in held if row.type == REMEMBERED and row.memory_id not in before]
+    return _erased(fact, ids, positions)
 
 
 def _erased(fact: Any, memory_ids: list[bytes], positions: list[int]) -> Erased:
     return Erased(fact.position, fact.recorded_at.astimezone(UTC), memory_ids, positions)
-
-
-def streams_forgotten_as(database: Database, tenant: int, name_hmac: bytes) -> list[bytes]:
-    """The streams that were closed when the session or user of this name was last forgotten; empty if never."""
-    row = database.row("SELECT streams FROM memfold.erasures WHERE tenant_id = %s AND name_hmac = %s", (tenant, name_hmac))
-    return [stream.bytes for stream in row.streams] if row else []
 
 
 def store_embeddings(database: Database, tenant: int, model: str, positions: Sequence[int], sealed: Sequence[bytes]) -> int:

@@ -84,7 +84,7 @@ def read_log(database: Database, tenant: int, after: int, upto: int, page: int =
     """
     while after < upto:
         parameters = {"tenant": tenant, "after": after, "upto": upto, "limit": page}
-        rows = [Row(*row) for row in database.read(partial(_fetch, query=PAGE, parameters=parameters))]
+        rows = [Row(*row) for row in database.read(partial(_fetch_page, parameters=parameters))]
         if rows:
             yield rows
         after = rows[-1].position if len(rows) == page else upto
@@ -101,6 +101,15 @@ def stream_of_memory(database: Database, tenant: int, memory_id: bytes) -> bytes
     query = "SELECT stream_id FROM memfold.events WHERE tenant_id = %s AND memory_id = %s LIMIT 1"
     row = database.row(query, (tenant, arrays.uuid(memory_id)))
     return row.stream_id.bytes if row else None
+
+
+def _fetch_page(connection: Connection, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """One page. Before the first ANALYZE, and on the tail that came after the last, PostgreSQL takes the ranges for a few
+    rows and nests loops over them: 220 ms a page instead of 3.5. Merging is right in every state, so nesting is ruled out.
+    """
+    with connection.transaction():
+        connection.execute("SET LOCAL enable_nestloop = off")
+        return _fetch(connection, PAGE, parameters)
 
 
 def _fetch(connection: Connection, query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:

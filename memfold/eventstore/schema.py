@@ -127,6 +127,7 @@ erasures = Table(
     metadata,
     _required("tenant_id", BigInteger),
     _required("name_hmac", LargeBinary),
+    _required("position", BigInteger),
     _required("streams", ARRAY(Uuid)),
     PrimaryKeyConstraint("tenant_id", "name_hmac", name="erasures_pkey"),
     schema=SCHEMA,

@@ -34,6 +34,7 @@ _CHANGES: dict[int, ChangeType] = {REMEMBERED: "remembered", UPDATED: "updated",
 # versions of memories that were changed, and all versions, without content, of those that were forgotten.
 SCHEMA = """
 PRAGMA temp_store = MEMORY;
+PRAGMA secure_delete = ON;
 PRAGMA trusted_schema = OFF;
 CREATE TABLE memories (
     row INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, content TEXT NOT NULL, role TEXT, speaker TEXT, category TEXT,

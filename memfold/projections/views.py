@@ -59,6 +59,15 @@ class Views:
                     _empty(slot)  # dropped while we waited for it: nobody else will find it
         self._shrink()
 
+    def catch_up(self, streams: Iterable[bytes]) -> None:
+        """Bring the views held of these streams up to date, so that nothing forgotten stays in RAM."""
+        wanted = set(streams)
+        with self._lock:
+            names = [name for name, slot in self._slots.items() if slot.view and slot.view.stream in wanted]
+        for name in names:
+            with self.session(name):
+                pass
+
     def remains(self, stream: bytes) -> SessionView:
         """A view of what the spine still says of a stream whose session was forgotten; the caller closes it."""
         view = SessionView(stream, "", "")

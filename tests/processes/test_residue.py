@@ -15,7 +15,17 @@ from memfold.eventstore import embedded
 
 PLACES = [
     *("content", "changed content", "metadata key", "metadata value", "nested value", "tag", "category", "role", "speaker"),
-    *("session", "user", "idempotency key", "query", "filter value", "filter key", "forgotten content", "refused content", "batch"),
+    *(
+        "session",
+        "user",
+        "idempotency key",
+        "query",
+        "filter value",
+        "filter key",
+        "forgotten content",
+        "refused content",
+        "batch",
+    ),
 ]
 
 
@@ -91,7 +101,9 @@ def test_nothing_anybody_said_is_readable_on_disk_before_or_after_forgetting(tmp
         with psycopg.connect(embedded.attach(folder).url, autocommit=True) as owner:
             with pytest.raises(psycopg.Error):
                 owner.execute("DELETE FROM memfold.events")
-            owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+            owner.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
             store.remember(canary["batch"], session_id=session)
             owner.execute("CHECKPOINT")
             before = residue.scan(folder, canary.values())

@@ -38,8 +38,12 @@ DECLARE
 BEGIN
     IF p_user IS NOT NULL THEN
         PERFORM FROM users WHERE tenant_id = p_tenant AND user_id = p_user FOR UPDATE;
+        IF NOT FOUND THEN
+            verdict := '{1}';
+            RETURN;
+        END IF;
         SELECT coalesce(array_agg(s.stream_id), '{}') INTO owned FROM sessions s WHERE s.tenant_id = p_tenant AND s.user_id = p_user;
-        IF NOT FOUND OR NOT (owned <@ p_closing AND p_closing <@ owned) THEN
+        IF NOT (owned <@ p_closing AND p_closing <@ owned) THEN
             verdict := '{1}';
             RETURN;
         END IF;
@@ -58,8 +62,9 @@ BEGIN
     DELETE FROM sessions WHERE tenant_id = p_tenant AND stream_id = ANY (p_closing);
     DELETE FROM idempotency WHERE tenant_id = p_tenant AND stream_id = ANY (p_closing);
     DELETE FROM users WHERE tenant_id = p_tenant AND user_id = p_user;
-    INSERT INTO erasures AS t (tenant_id, name_hmac, streams) VALUES (p_tenant, p_name_hmac, p_closing)
-    ON CONFLICT (tenant_id, name_hmac) DO UPDATE SET streams = excluded.streams;
+    INSERT INTO erasures (tenant_id, name_hmac, position, streams)
+    VALUES (p_tenant, p_name_hmac, positions[cardinality(positions)], p_closing)
+    ON CONFLICT (tenant_id, name_hmac) DO UPDATE SET position = excluded.position, streams = excluded.streams;
 END $$;
 
 -- Delete keys first: whoever stores something derived holds the key row, so we wait for them and then see what they stored.

@@ -85,6 +85,7 @@ CREATE TABLE memfold.idempotency (
 CREATE TABLE memfold.erasures (
     tenant_id bigint NOT NULL,
     name_hmac bytea NOT NULL,
+    position bigint NOT NULL,
     streams uuid[] NOT NULL,
     CONSTRAINT erasures_pkey PRIMARY KEY (tenant_id, name_hmac)
 );
