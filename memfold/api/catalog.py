@@ -11,10 +11,9 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import RowMapping, Select, and_, case, func, literal, select, tuple_
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Select, and_, case, func, literal, select, tuple_
 
-from memfold.errors import InvalidQuery, StoreUnavailable
+from memfold.errors import InvalidQuery
 from memfold.eventstore import reader
 from memfold.eventstore.codec import LoggedEvent, Row, type_name
 from memfold.eventstore.database import Database
@@ -42,7 +41,7 @@ class Catalog:
         user = None if user_id is None else self._keyring.find_user(user_id)
         if user_id is not None and user is None:
             return SessionPage(sessions=[], cursor=None)
-        rows = self._all(session_query(self._keyring.tenant, user, limit + 1, session_place(cursor)))
+        rows = self._database.select(session_query(self._keyring.tenant, user, limit + 1, session_place(cursor)))
         refs = self._keyring.sessions_of_streams({row["stream_id"].bytes for row in rows[:limit]})
         found = [
             Session(
@@ -67,7 +66,7 @@ class Catalog:
         if session_id is not None:
             ref = self._keyring.find_session(session_id)
             stream = UUID(bytes=ref.stream if ref else bytes(16))
-        counts = self._all(count_query(self._keyring.tenant, stream))[0]
+        counts = self._database.select(count_query(self._keyring.tenant, stream))[0]
         settled = Tail(self._database).settle(self._settle_timeout_s) if stream is None else counts["position"] or 0
         return Stats(
             sessions=counts["sessions"],
@@ -109,13 +108,6 @@ class Catalog:
         for event in open_rows(rows, self._keyring.tenant, keys, gone_is_erased=True):
             ref = names.get(event.row.stream)
             yield as_stored(event, ref.session_id if ref else None)
-
-    def _all(self, query: Select[Any]) -> Sequence[RowMapping]:
-        try:
-            with self._database.engine.connect() as connection:
-                return connection.execute(query).mappings().all()
-        except DBAPIError as error:
-            raise StoreUnavailable("the database did not answer", outcome="not_written") from error
 
 
 def as_stored(event: LoggedEvent, session_id: str | None) -> StoredEvent:

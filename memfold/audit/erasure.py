@@ -7,7 +7,7 @@ subject finds the first one's facts in the log and gives the same answer.
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from memfold.errors import Contended, MemoryForgotten
+from memfold.errors import Contended, MemoryForgotten, StoreUnavailable
 from memfold.events import MemoryForgotten as MemoryForgottenFact
 from memfold.events import SessionForgotten, UserForgotten
 from memfold.eventstore import arrays, erase
@@ -55,7 +55,7 @@ class Forgetter:
             if not is_live:
                 return self._first_erasure(memory_id, stream)
             if self._append(session_id, stream, version, [id_bytes(memory_id)], reason):
-                return self._erasure("memory", stream, [id_bytes(memory_id)], reason)
+                return self._told("memory", stream, [id_bytes(memory_id)], reason)
         raise Contended(self._retries_max)
 
     def where(self, session_id: str, condition: Condition) -> Erasure:
@@ -67,7 +67,7 @@ class Forgetter:
             if not ids:
                 return nothing("filter")
             if self._append(session_id, stream, version, ids, None):
-                return self._erasure("filter", stream, ids, None)
+                return self._told("filter", stream, ids, None)
         raise Contended(self._retries_max)
 
     def session(self, session_id: str) -> Erasure:
@@ -85,7 +85,7 @@ class Forgetter:
             keyring.drop(session_id)
             if answer.verdict is Verdict.ACCEPTED:
                 self._views.catch_up([ref.stream])
-                return _as_erasure("session", erase.erased_stream(database, keyring.tenant, ref.stream))
+                return told(lambda: _as_erasure("session", erase.erased_as(database, keyring.tenant, name_hmac)))
         raise Contended(self._retries_max)
 
     def user(self, user_id: str) -> Erasure:
@@ -102,7 +102,7 @@ class Forgetter:
             keyring.drop_user(user)
             if answer.verdict is Verdict.ACCEPTED:
                 self._views.catch_up(streams)
-                return _as_erasure("user", erase.erased_as(database, keyring.tenant, name_hmac))
+                return told(lambda: _as_erasure("user", erase.erased_as(database, keyring.tenant, name_hmac)))
         raise Contended(self._retries_max)
 
     def _append(self, session_id: str, stream: bytes, version: int, ids: Sequence[bytes], reason: str | None) -> bool:
@@ -144,6 +144,9 @@ class Forgetter:
             return _as_erasure("session", erase.erased_stream(self._database, self._keyring.tenant, stream))
         return _as_erasure("memory", own, self._reason(stream, own.position))
 
+    def _told(self, scope: Scope, stream: bytes, ids: Sequence[bytes], reason: str | None) -> Erasure:
+        return told(lambda: self._erasure(scope, stream, ids, reason))
+
     def _erasure(self, scope: Scope, stream: bytes, ids: Sequence[bytes], reason: str | None) -> Erasure:
         erased = erase.erased_memories(self._database, self._keyring.tenant, stream, ids)
         if erased is None:
@@ -159,6 +162,14 @@ class Forgetter:
                 fact = open_event(row, tenant=self._keyring.tenant, wrapping=ref.key)
                 return fact.reason if isinstance(fact, MemoryForgottenFact) else None
         return None
+
+
+def told(answer: Callable[[], Erasure]) -> Erasure:
+    """The answer to a forget that was made. If it cannot be read, the caller must not hear that nothing was written."""
+    try:
+        return answer()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(error.reason, outcome="unknown", sqlstate=error.sqlstate) from error
 
 
 def nothing(scope: Scope) -> Erasure:

@@ -22,7 +22,7 @@ from memfold.settings import Settings
 NO_DECISION = -1
 RACES_MAX = 8  # PostgreSQL picks one victim of a deadlock a round
 RACES = ("40001", "40P01")  # serialization failure, deadlock: the same call may succeed now
-UNIQUE_VIOLATION = "23505"
+STREAM_CLOSED = "MF001"  # raised by forget_streams, so that the facts it wrote for other streams are undone
 
 
 class Verdict(IntEnum):
@@ -218,8 +218,9 @@ def durably(database: Database, tenant: int, request: Request, write: Write) -> 
 def recover(database: Database, tenant: int, request: Request, write: Write) -> Answer | StoreUnavailable:
     """After a lost connection: look whether the events are there, else write once more, else say that nobody knows.
 
-    The old transaction may still commit while we look; then the second write fails on the event ids, which are unique,
-    and a second look finds them.
+    The old transaction may go on while we look, and commit while the second write waits for its locks. Then the second
+    is refused for what the first has done: the event ids are taken, the memory was touched, the stream is closed. So
+    whatever but an acceptance comes of it, we look again before we believe it.
     """
     unknown = StoreUnavailable("the database connection was lost during an append", outcome="unknown")
     try:
@@ -227,13 +228,13 @@ def recover(database: Database, tenant: int, request: Request, write: Write) -> 
         if found:
             return found
         with database.connection() as connection:
-            return write(connection, tenant, request)
+            answer = write(connection, tenant, request)
+        return answer if answer.verdict is Verdict.ACCEPTED else look_up(database, tenant, request) or answer
     except Lost:
         return _look_again(database, tenant, request) or unknown
     except StoreUnavailable as error:
-        if error.sqlstate == UNIQUE_VIOLATION:
-            return _look_again(database, tenant, request) or unknown
-        return unknown
+        refused = error if error.sqlstate == STREAM_CLOSED else unknown
+        return _look_again(database, tenant, request) or refused
 
 
 def _look_again(database: Database, tenant: int, request: Request) -> Answer | None:

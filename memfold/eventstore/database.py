@@ -5,7 +5,7 @@ autocommit, so a statement is a transaction and none stays open between calls; t
 is one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,8 +15,9 @@ import sqlalchemy
 from psycopg import sql
 from psycopg.rows import namedtuple_row
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
 
 from memfold.errors import DatabaseUnsuitable, SchemaTooNew, StoreUnavailable
 from memfold.eventstore import arrays
@@ -116,6 +117,19 @@ class Database:
         rows = self.rows(query, parameters)
         return rows[0] if rows else None
 
+    def select(self, query: sqlalchemy.Select[Any]) -> Sequence[sqlalchemy.RowMapping]:
+        """All rows of a cold query, by SQLAlchemy; once more on a fresh connection if the connection is lost."""
+        for last in (False, True):
+            try:
+                with self.engine.connect() as connection:
+                    return connection.execute(query).mappings().all()
+            except DBAPIError as error:
+                if last or not error.connection_invalidated:
+                    raise StoreUnavailable("the database did not answer", outcome="not_written") from error.orig
+            except PoolTimeout as error:
+                raise StoreUnavailable("every database connection is in use", outcome="not_written") from error
+        raise AssertionError("unreachable")
+
     def lend(self) -> PoolProxiedConnection:
         """Take a connection out of the pool; `Lease` gives it back."""
         try:
@@ -146,11 +160,15 @@ class Lease:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._held: PoolProxiedConnection | None = None
+        self._pool: Pool | None = None
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Lend the connection; raises as `Database.connection`."""
-        held = self._held = self._held or self._database.lend()
+        if self._held is None:
+            self._pool = self._database.engine.pool
+            self._held = self._database.lend()
+        held = self._held
         driver: Connection = held.driver_connection  # type: ignore[assignment]
         try:
             yield driver
@@ -166,10 +184,14 @@ class Lease:
             raise unavailable(error) from error
 
     def close(self) -> None:
-        """Give the connection back to the pool."""
-        if self._held:
+        """Give the connection back to the pool it came from, or close it if that pool was given up."""
+        if self._held is None:
+            return
+        if self._pool is self._database.engine.pool:
             self._held.close()
-            self._held = None
+        else:
+            self._held.invalidate()
+        self._held = None
 
 
 def _rows(connection: Connection, query: str, parameters: tuple[Any, ...]) -> list[Any]:

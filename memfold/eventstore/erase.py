@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from memfold.errors import StoreUnavailable
 from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, SessionForgotten
 from memfold.eventstore import arrays
-from memfold.eventstore.append import Answer, Request, Verdict, answers, columns, durably, fetch
+from memfold.eventstore.append import STREAM_CLOSED, Answer, Request, Verdict, answers, columns, durably, fetch
 from memfold.eventstore.database import Connection, Database
 
 FORGOTTEN, REMEMBERED, CLOSED = NUMBERS[MemoryForgotten], NUMBERS[MemoryRemembered], NUMBERS[SessionForgotten]
@@ -50,7 +51,7 @@ def forget_streams(
 ) -> Answer:
     """Close streams and destroy what they hold; with `user`, destroy that user's key. Each request brings a closing fact.
 
-    The answer is that of the last request. CONFLICT: the user has other sessions by now.
+    The answer is that of the last request. CONFLICT: the user has other sessions by now, or one was closed by another.
     """
 
     def write(connection: Connection, tenant: int, _: Request) -> Answer:
@@ -58,7 +59,12 @@ def forget_streams(
         row = fetch(connection, FORGET_STREAMS, (tenant, *subject, *columns(requests), arrays.uuid_array(closing)))
         return _last(requests, row)
 
-    return durably(database, tenant, requests[-1], write)
+    try:
+        return durably(database, tenant, requests[-1], write)
+    except StoreUnavailable as error:
+        if error.sqlstate == STREAM_CLOSED:
+            return Answer(Verdict.CONFLICT)
+        raise
 
 
 def _last(requests: Sequence[Request], row: Sequence[Any]) -> Answer:

@@ -64,7 +64,10 @@ class Keyring:
         Raises:
             SessionOwnerConflict: it belongs to another user.
         """
-        ref = self._sessions.get(session_id) or self.find_session(session_id)
+        ref = self._sessions.get(session_id)
+        if ref is None or (user_id is not None and ref.user_id != user_id):
+            # Also where we know another owner: the session may have been forgotten since, and its name be free.
+            ref = self.find_session(session_id)
         while ref is None:
             self._create_session(session_id, session_id if user_id is None else user_id, at)
             ref = self.find_session(session_id)

@@ -282,6 +282,8 @@ def _apply_updated(view: SessionView, event: LoggedEvent, memory_id: bytes) -> N
     row, data = event
     live = view.current(memory_id)
     if live is None or not isinstance(data, MemoryUpdated):
+        # Erased: whatever this view still holds of the memory was forgotten too, by a fact that follows.
+        _forget(view, memory_id, live)
         view.keep_past(memory_id, view.next_version(memory_id), UPDATED, row.recorded_at, row.position, None)
         return
     memory, place, position = live
@@ -291,12 +293,15 @@ def _apply_updated(view: SessionView, event: LoggedEvent, memory_id: bytes) -> N
 
 def _apply_forgotten(view: SessionView, event: LoggedEvent, memory_id: bytes) -> None:
     row = event.row
-    live = view.current(memory_id)
+    _forget(view, memory_id, view.current(memory_id))
+    view.keep_past(memory_id, view.next_version(memory_id), FORGOTTEN, row.recorded_at, row.position, None)
+
+
+def _forget(view: SessionView, memory_id: bytes, live: tuple[Memory, int, int] | None) -> None:
     if live:
         memory, place, position = live
         _retire(view, memory_id, memory, place, position, keep=False)
         view.blank_past(memory_id)
-    view.keep_past(memory_id, view.next_version(memory_id), FORGOTTEN, row.recorded_at, row.position, None)
 
 
 def _retire(view: SessionView, memory_id: bytes, memory: Memory, place: int, position: int, *, keep: bool) -> None:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from memfold.errors import CorruptEvent
+from memfold.errors import CorruptEvent, StoreUnavailable
 from memfold.eventstore import reader
 from memfold.eventstore.codec import LoggedEvent, Row, open_event
 from memfold.eventstore.database import Database
@@ -65,8 +65,16 @@ class Views:
         with self._lock:
             names = [name for name, slot in self._slots.items() if slot.view and slot.view.stream in wanted]
         for name in names:
-            with self.session(name):
-                pass
+            try:
+                with self.session(name):
+                    pass
+            except StoreUnavailable:
+                self._forget(name)
+
+    def _forget(self, session_id: str) -> None:
+        slot = self._slot(session_id)
+        with slot.lock:
+            _empty(slot)
 
     def remains(self, stream: bytes) -> SessionView:
         """A view of what the spine still says of a stream whose session was forgotten; the caller closes it."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+from memfold import MemoryStore
 from memfold.errors import DatabaseUnsuitable, SchemaTooNew
 from memfold.eventstore import arrays, embedded
 from memfold.eventstore.database import open_database
@@ -320,3 +321,67 @@ def test_a_server_that_would_lose_what_it_acknowledged_is_refused(tmp_path, monk
             open_database(server.url, Settings())
     finally:
         server.release()
+
+
+# -- a crash takes back what was drawn and not yet on disk --------------------------------------------------------------------
+
+
+class Crashing:
+    """A server that writes its WAL only when a commit asks for it, so that a crash takes positions back that were drawn."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.server = embedded.attach(folder)
+        self.url = self.server.url
+        self.again = None
+
+    def draw_in_vain(self, streams):
+        with connect(self.url) as connection:
+            append(connection, streams[:1], [40])
+            connection.rollback()
+
+    def crash(self):
+        os.kill(int((self.folder / "pg" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        self.again = embedded.attach(self.folder)
+
+    def close(self):
+        for lease in filter(None, [self.again, self.server]):
+            lease.release()
+
+
+@pytest.fixture
+def crashing(tmp_path, monkeypatch):
+    monkeypatch.setitem(embedded.SETTINGS, "wal_writer_delay", "10s")
+    crashing = Crashing(tmp_path / "server")
+    yield crashing
+    crashing.close()
+
+
+def test_a_position_that_stats_told_before_a_crash_is_a_good_place_to_go_on_from(crashing):
+    with MemoryStore(crashing.folder) as store:
+        store.remember("aardvark", session_id="s")
+        crashing.draw_in_vain(make_streams(crashing.url, 1))
+        position = store.stats().position
+        crashing.crash()
+        memory = store.remember("bandicoot", session_id="s")
+        assert last_position(crashing.url) < 41, "the crash took nothing back: this test proves nothing"
+        assert [event.memory_id for event in store.events(position)] == [memory.id]
+
+
+def test_a_follower_that_lived_through_a_crash_waits_for_positions_that_are_drawn_anew(crashing):
+    database = open_database(crashing.url, Settings(pool_connections_max=4))
+    streams = make_streams(crashing.url, 3)
+    tail = Tail(database)
+    crashing.draw_in_vain(streams)
+    tail.settle(5)
+    crashing.crash()
+    with connect(crashing.url) as slow, connect(crashing.url) as quick:
+        append(slow, streams[:1], [1])
+        drawn = last_position(crashing.url)
+        assert drawn < 41, "the crash took nothing back: this test proves nothing"
+        append(quick, streams[1:2], [1])
+        quick.commit()
+        assert [tail.advance() for _ in range(3)][-1] < drawn
+        slow.commit()
+        assert tail.settle(5) == drawn + 1
+    database.close()

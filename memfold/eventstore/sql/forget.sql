@@ -53,7 +53,7 @@ BEGIN
                         e_event, e_memory, e_type, e_schema, e_digest, e_payload, e_wrapped) a;
     IF 0 <> ANY (verdict) THEN
         -- One of the streams was closed by another: undo the facts that were written for the others.
-        RAISE EXCEPTION 'a stream was closed meanwhile' USING ERRCODE = 'serialization_failure';
+        RAISE EXCEPTION 'a stream was closed meanwhile' USING ERRCODE = 'MF001';
     END IF;
     SELECT array_agg(e.position) INTO doomed FROM events e
     WHERE e.tenant_id = p_tenant AND e.stream_id = ANY (p_closing) AND e.position <> ALL (positions);
