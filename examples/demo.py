@@ -64,7 +64,7 @@ def tell(folder: Path) -> None:
         look_at_the_log(store)
     kill_and_come_back(folder, code, secret)
     out.print(
-        f"\n[bold]Done[/] in {time.perf_counter() - begun:.0f} s. The same from Python: README.md. What is promised, and why: docs/."
+        f"\n[bold]Done[/] in {time.perf_counter() - begun:.0f} s. How to use it: README.md. What it promises, and why: docs/."
     )
 
 
@@ -147,7 +147,7 @@ def forget_the_password(store: MemoryStore, folder: Path) -> Memory:
     found = scan(folder, words)
     check(not found.hits, "the forgotten words are on disk")
     say(
-        f"Its {len(words)} longest words and the whole sentence were looked for in every byte below the folder, WAL and server log "
+        f"Its longest words and the whole sentence were looked for in every byte below the folder, WAL and server log "
         f"included: {found.files} files, {found.bytes_read / 2**20:.0f} MiB, {len(found.hits)} hits. "
         "(A word that was planted for the purpose was found.)"
     )
@@ -168,7 +168,8 @@ def look_at_the_log(store: MemoryStore) -> None:
     stats = store.stats()
     erased = sum(event.data is None for event in events)
     say(
-        f"{len(events)} events, {erased} erased; {stats.memories} memories live; {stats.database_bytes / 2**20:.0f} MiB of database."
+        f"{len(events)} events, {erased} erased; {stats.memories} memories live; "
+        f"{(stats.database_bytes or 0) / 2**20:.0f} MiB of database."
     )
     check(erased == 1, "not exactly one event was erased")
 
@@ -182,7 +183,8 @@ def kill_and_come_back(folder: Path, code: Memory, secret: Memory) -> None:
     kill_server(server)
     child.communicate()
     say(
-        f"A process remembered {len(acknowledged)} things one by one; then it and the PostgreSQL server were killed with SIGKILL."
+        f"A process remembered {len(acknowledged)} things one by one. "
+        "Then it and the PostgreSQL server were killed with SIGKILL."
     )
     begun = time.perf_counter()
     with MemoryStore(folder) as store:
@@ -193,7 +195,8 @@ def kill_and_come_back(folder: Path, code: Memory, secret: Memory) -> None:
         check(store.get(code.id) == code, "the update was lost")
         check(secret.id not in found, "what was forgotten came back")
         say(
-            f"Acknowledged and lost: {len(lost)} of {len(acknowledged)}. What was forgotten stays forgotten, what was changed changed:"
+            f"Acknowledged and lost: {len(lost)} of {len(acknowledged)}. "
+            "What was forgotten stays forgotten; what was changed stays changed:"
         )
         show(store, "studio alarm code 5150", limit=1)
 

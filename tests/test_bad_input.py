@@ -21,7 +21,7 @@ from memfold import (
 
 SECRET = "plover-secret"
 
-NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001
+NAIVE = datetime(2026, 1, 1)
 
 
 def deep(levels: int) -> object:

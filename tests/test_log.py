@@ -10,11 +10,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine
 
 from memfold import CorruptEvent
+from memfold.events import MemoryRemembered
 from memfold.eventstore import arrays, erase, reader, schema, sealing
 from memfold.eventstore.append import NO_DECISION, Committer, Request, Verdict
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import open_database
-from memfold.events import MemoryRemembered
 from memfold.settings import Settings
 
 

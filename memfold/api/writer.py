@@ -4,7 +4,6 @@ A fact about a new memory needs no decision. An update is decided on a view, app
 at, and decided anew when somebody touched the memory in between.
 """
 
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -163,7 +162,7 @@ class Writer:
         rows = reader.read_stream(self._database, self._keyring.tenant, ref.stream, first - 1, last)
         for row in rows:
             if row.wrapped_key is None:
-                raise MemoryForgotten(str(uuid.UUID(bytes=row.memory_id or bytes(16))))
+                raise MemoryForgotten(fold.memory_id_text(row.memory_id or bytes(16)))
         tenant = self._keyring.tenant
         keys = [event_key(row, tenant=tenant, wrapping=ref.key) for row in rows]
         if len(rows) != len(events) or commitment(keys, events) != committed:

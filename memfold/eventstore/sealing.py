@@ -13,7 +13,9 @@ from hashlib import sha256
 from struct import Struct
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -32,6 +34,8 @@ _EVENT_HEADER = Struct("!q16s16shh")
 
 BadSeal = InvalidTag
 
+_SHA256 = hashes.SHA256()
+
 
 def vector_label(model: str) -> bytes:
     """The purpose of the subkey that seals the vector which the embedding model `model` made of an event."""
@@ -41,9 +45,9 @@ def vector_label(model: str) -> bytes:
 def subkey(key: bytes, purpose: bytes) -> bytes:
     """Derive a 32-byte key for one purpose; none tells anything of another, nor of `key`.
 
-    One block of HKDF-Expand with SHA-256. Extraction is left out because our keys are uniformly random (RFC 5869, 3.3).
+    HKDF-Expand with SHA-256. Extraction is left out because our keys are uniformly random (RFC 5869, 3.3).
     """
-    return hmac.digest(key, purpose + b"\x01", "sha256")
+    return HKDFExpand(_SHA256, KEY_BYTES, purpose).derive(key)
 
 
 def keyed_hash(key: bytes, *parts: bytes) -> bytes:

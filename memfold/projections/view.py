@@ -235,7 +235,7 @@ class SessionView:
 
     def _memory(self, row: Sequence[Any]) -> Memory:
         return Memory(
-            id=str(uuid.UUID(bytes=row[0])),
+            id=fold.memory_id_text(row[0]),
             session_id=self.session_id,
             user_id=self.user_id,
             content=row[1],

@@ -8,85 +8,16 @@ import re
 
 TERMS_MAX = 64  # FTS5 scores every row that any word matches; a page of text as a query is told by its first words
 
+_WORD = re.compile(r"[^\W_]+")
+
 # Words that say nothing of what is looked for. A query of nothing else is searched as it stands.
 STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "him",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "our",
-        "s",
-        "she",
-        "so",
-        "t",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "us",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
+    _WORD.findall(
+        """a about an and any are as at be been but by can could did do does for from had has have he her him his how i if in
+        into is it its me my of on or our s she so t than that the their them then there these they this to us was we were what when
+        where which who whom whose why will with would you your"""
+    )
 )
-
-_WORD = re.compile(r"[^\W_]+")
 
 
 def match_expression(query: str) -> str:

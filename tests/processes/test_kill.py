@@ -102,8 +102,14 @@ def hold_against(store: MemoryStore, journal: Path) -> dict[str, int]:
     forget_begun = {line["id"] for line in begun.values() if line["begins"] == "forget"}
     forgotten = {line["id"] for line in done.values() if line["done"] == "forget"}
 
-    lost = [line["id"] for line in done.values() if line["done"] == "remember" and line["id"] not in live and line["id"] not in forget_begun]
-    lost += [memory_id for line in done.values() if line["done"] == "batch" for memory_id in line["ids"] if memory_id not in live]
+    lost = [
+        line["id"]
+        for line in done.values()
+        if line["done"] == "remember" and line["id"] not in live and line["id"] not in forget_begun
+    ]
+    lost += [
+        memory_id for line in done.values() if line["done"] == "batch" for memory_id in line["ids"] if memory_id not in live
+    ]
     assert lost == []
     assert [memory_id for memory_id in forgotten if memory_id in live] == []
     for line in done.values():
@@ -117,7 +123,13 @@ def hold_against(store: MemoryStore, journal: Path) -> dict[str, int]:
             assert len(found) in (0, 20), "half a batch"
         if token in refused and line["begins"] in ("remember", "batch"):
             assert found == [], "what was said not to be written was written"
-    return {"acknowledged": len(done), "begun": len(begun), "refused": len(refused), "live": len(live), "forgotten": len(forgotten)}
+    return {
+        "acknowledged": len(done),
+        "begun": len(begun),
+        "refused": len(refused),
+        "live": len(live),
+        "forgotten": len(forgotten),
+    }
 
 
 def pages(store, session):

@@ -146,7 +146,9 @@ def test_an_update_decided_before_a_forget_does_not_bring_the_memory_back(make_s
 def test_a_forget_that_waits_behind_an_update_destroys_what_the_update_wrote(make_store, server_url, threads, forget):
     store, other = make_store(), make_store()
     memory = store.remember("aardvark", session_id="s", user_id="u")
-    verb = {"memory": (other.forget, memory.id), "session": (other.forget_session, "s"), "user": (other.forget_user, "u")}[forget]
+    verb = {"memory": (other.forget, memory.id), "session": (other.forget_session, "s"), "user": (other.forget_user, "u")}[
+        forget
+    ]
 
     with holding(server_url, HEAD, stream_of(store, "s")):
         update = threads.submit(store.update, memory.id, content="bandicoot")
@@ -276,7 +278,8 @@ def test_sessions_forgotten_under_a_crowd_that_remembers_keep_nothing_behind_the
     assert left & set(forgotten) == set()
     # In a closed stream only its closing fact has a key.
     query = """SELECT count(*) AS found FROM memfold.events e JOIN memfold.heads h USING (tenant_id, stream_id)
-               JOIN memfold_keys.keys k USING (tenant_id, position) WHERE h.closed AND e.tenant_id = %s AND e.memory_id IS NOT NULL"""
+               JOIN memfold_keys.keys k USING (tenant_id, position) 
+               WHERE h.closed AND e.tenant_id = %s AND e.memory_id IS NOT NULL"""
     assert store._database.row(query, (store._keyring.tenant,)).found == 0
 
 
@@ -342,7 +345,9 @@ def test_a_forget_waits_for_a_derivative_being_stored_and_deletes_it(make_store,
     store = make_store()
     memory = store.remember("aardvark", session_id="s", user_id="u")
     position = store.history(memory.id)[0].position
-    verb = {"memory": (store.forget, memory.id), "session": (store.forget_session, "s"), "user": (store.forget_user, "u")}[forget]
+    verb = {"memory": (store.forget, memory.id), "session": (store.forget_session, "s"), "user": (store.forget_user, "u")}[
+        forget
+    ]
 
     with psycopg.connect(server_url) as owner:
         query = "SELECT memfold.store_embeddings(%s, 'm', %s::bigint[], %s::bytea[])"
@@ -380,7 +385,11 @@ def test_two_forgets_of_the_same_at_once_give_equal_erasures(make_store, server_
     assert found == found[:1] * 4
     assert found[0].memory_ids == (memory.id,)
     assert found[0].keys_deleted == 2
-    facts = [event for event in stores[0].events() if event.type == {"memory": "MemoryForgotten", "session": "SessionForgotten", "user": "UserForgotten"}[forget]]
+    facts = [
+        event
+        for event in stores[0].events()
+        if event.type == {"memory": "MemoryForgotten", "session": "SessionForgotten", "user": "UserForgotten"}[forget]
+    ]
     assert len(facts) == 1
 
 
@@ -522,7 +531,9 @@ def test_equal_keys_within_one_flush_make_one_memory(make_store, server_url, thr
     store.remember("aardvark", session_id="s")
     flushes = []
     real = store._committer._commit
-    monkeypatch.setattr(store._committer, "_commit", lambda requests, lease: flushes.append(len(requests)) or real(requests, lease))
+    monkeypatch.setattr(
+        store._committer, "_commit", lambda requests, lease: flushes.append(len(requests)) or real(requests, lease)
+    )
 
     with holding(server_url, HEAD, stream_of(store, "s")):
         first = threads.submit(store.remember, "bandicoot", session_id="s")
@@ -803,7 +814,9 @@ def verb(request: pytest.FixtureRequest, remote: MemoryStore, make_store: Callab
 class WriteOf:
     """Calls `act` right before the statement that writes is sent, and `then` right after its answer was taken."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], then: Callable[[], None] = lambda: None
+    ) -> None:
         from memfold.eventstore import append
         from memfold.eventstore import erase as forgetting
 

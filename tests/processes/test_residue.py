@@ -102,7 +102,8 @@ def test_nothing_anybody_said_is_readable_on_disk_before_or_after_forgetting(tmp
             with pytest.raises(psycopg.Error):
                 owner.execute("DELETE FROM memfold.events")
             owner.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"""
             )
             store.remember(canary["batch"], session_id=session)
             owner.execute("CHECKPOINT")

@@ -41,7 +41,8 @@ def make_streams(url, count):
     streams = [uuid.uuid4().bytes for _ in range(count)]
     with connect(url) as owner:
         owner.cursor().executemany(
-            "INSERT INTO memfold.heads VALUES (%s, %s, 0, now(), false)", [(TENANT, uuid.UUID(bytes=stream)) for stream in streams]
+            "INSERT INTO memfold.heads VALUES (%s, %s, 0, now(), false)",
+            [(TENANT, uuid.UUID(bytes=stream)) for stream in streams],
         )
     return streams
 
@@ -193,8 +194,8 @@ def check_attack(url, rand, capfd_print, **options):
     assert total >= options["goal"]
     assert count(url, "SELECT count(*) FROM memfold.payloads WHERE tenant_id = %s") == total
     assert count(url, "SELECT count(*) FROM memfold_keys.keys WHERE tenant_id = %s") == total
-    torn = """SELECT count(*) FROM (SELECT stream_id, max(version) AS newest, count(*) AS n FROM memfold.events WHERE tenant_id = %s
-              GROUP BY stream_id) e JOIN memfold.heads h USING (stream_id) WHERE e.newest <> e.n OR e.newest <> h.version"""
+    torn = """SELECT count(*) FROM (SELECT stream_id, max(version) AS newest, count(*) AS n FROM memfold.events
+              WHERE tenant_id = %s GROUP BY stream_id) e JOIN memfold.heads h USING (stream_id) WHERE e.newest <> e.n OR e.newest <> h.version"""
     assert count(url, torn) == 0
 
 
@@ -258,7 +259,10 @@ def test_a_savepoint_that_is_rolled_back_and_written_again_is_waited_for(log):
         assert tail.settle(5) == drawn
 
 
-@pytest.mark.parametrize("statement", ["CREATE TABLE elsewhere (x int)", "SELECT * FROM memfold.heads FOR UPDATE", "SELECT count(*) FROM memfold.events"])
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE TABLE elsewhere (x int)", "SELECT * FROM memfold.heads FOR UPDATE", "SELECT count(*) FROM memfold.events"],
+)
 def test_a_long_transaction_elsewhere_does_not_hold_the_mark_back(log, statement):
     database, url, streams = log
     with connect(url) as foreign, connect(url) as writer:
@@ -312,7 +316,9 @@ def test_a_newer_schema_is_refused_and_left_alone(log):
         assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == ("9999",)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("fsync", "off"), ("full_page_writes", "off"), ("max_prepared_transactions", "5")])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("fsync", "off"), ("full_page_writes", "off"), ("max_prepared_transactions", "5")]
+)
 def test_a_server_that_would_lose_what_it_acknowledged_is_refused(tmp_path, monkeypatch, setting, value):
     monkeypatch.setitem(embedded.SETTINGS, setting, value)
     server = embedded.attach(tmp_path / "server")
