@@ -13,9 +13,9 @@ _WORD = re.compile(r"[^\W_]+")
 # Words that say nothing of what is looked for. A query of nothing else is searched as it stands.
 STOP_WORDS = frozenset(
     _WORD.findall(
-        """a about an and any are as at be been but by can could did do does for from had has have he her him his how i if in
-        into is it its me my of on or our s she so t than that the their them then there these they this to us was we were what when
-        where which who whom whose why will with would you your"""
+        """a about an and any are as at be been but by can could did do does for from had has have he her him
+        his how i if in into is it its me my of on or our s she so t than that the their them then there these
+        they this to us was we were what when where which who whom whose why will with would you your"""
     )
 )
 

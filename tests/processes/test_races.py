@@ -278,7 +278,7 @@ def test_sessions_forgotten_under_a_crowd_that_remembers_keep_nothing_behind_the
     assert left & set(forgotten) == set()
     # In a closed stream only its closing fact has a key.
     query = """SELECT count(*) AS found FROM memfold.events e JOIN memfold.heads h USING (tenant_id, stream_id)
-               JOIN memfold_keys.keys k USING (tenant_id, position) 
+               JOIN memfold_keys.keys k USING (tenant_id, position)
                WHERE h.closed AND e.tenant_id = %s AND e.memory_id IS NOT NULL"""
     assert store._database.row(query, (store._keyring.tenant,)).found == 0
 
