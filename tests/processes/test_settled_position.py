@@ -195,7 +195,8 @@ def check_attack(url, rand, capfd_print, **options):
     assert count(url, "SELECT count(*) FROM memfold.payloads WHERE tenant_id = %s") == total
     assert count(url, "SELECT count(*) FROM memfold_keys.keys WHERE tenant_id = %s") == total
     torn = """SELECT count(*) FROM memfold.heads h JOIN (
-                  SELECT stream_id, max(version) AS newest, count(*) AS n FROM memfold.events WHERE tenant_id = %s GROUP BY stream_id
+                  SELECT stream_id, max(version) AS newest, count(*) AS n FROM memfold.events
+                  WHERE tenant_id = %s GROUP BY stream_id
               ) e USING (stream_id) WHERE e.newest <> e.n OR e.newest <> h.version"""
     assert count(url, torn) == 0
 
