@@ -5,7 +5,7 @@ Limits are generous for a memory and small for a log: what is larger belongs in 
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ LABEL_CHARACTERS_MAX = 256
 NAME_CHARACTERS_MAX = 512
 TAGS_MAX = 64
 BATCH_MAX = 10_000
+BATCH_BYTES_MAX = 64 * 1024 * 1024
 LIMIT_MAX = 10_000
 INTEGER_MAX = 2**63 - 1
 
@@ -86,6 +87,16 @@ def as_new_memory(item: object, index: int) -> NewMemory:
     if "content" not in fields:
         raise InvalidMemory("content", "is missing", index=index)
     return NewMemory(**fields)
+
+
+def batch(events: Sequence[MemoryRemembered]) -> Sequence[MemoryRemembered]:
+    """A batch that fits one append."""
+    if len(events) > BATCH_MAX:
+        raise InvalidMemory("items", f"has {len(events):,} items, at most {BATCH_MAX:,} fit a batch: split it")
+    size = sum(len(event.content) for event in events)
+    if size > BATCH_BYTES_MAX:
+        raise InvalidMemory("items", f"has {size:,} characters, at most {BATCH_BYTES_MAX:,} fit a batch: split it")
+    return events
 
 
 def content(value: object) -> str:

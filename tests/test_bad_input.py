@@ -118,6 +118,8 @@ def test_a_batch_must_be_a_list(store, items):
 def test_a_batch_has_an_end(store):
     with pytest.raises(InvalidMemory, match="10,001"):
         store.remember_many(["x"] * 10_001, session_id="s")
+    with pytest.raises(InvalidMemory, match="characters"):
+        store.remember_many(["x" * 200_000] * 400, session_id="s")
     assert len(store.remember_many(["x"] * 10_000, session_id="s")) == 10_000
     assert store.count("s") == 10_000
 
@@ -226,6 +228,24 @@ def test_a_url_without_a_key_says_how_to_make_one(server_url, monkeypatch):
     monkeypatch.delenv("MEMFOLD_MASTER_KEY", raising=False)
     with pytest.raises(KeyUnavailable, match="urlsafe_b64encode"):
         MemoryStore(server_url)
+
+
+@pytest.mark.parametrize("key", [7, object(), ["x"]])
+def test_something_that_is_no_key_service_is_refused(server_url, key):
+    with pytest.raises(KeyUnavailable, match="KeyService"):
+        MemoryStore(server_url, master_key=key)
+
+
+@pytest.mark.parametrize("clock", [lambda: NAIVE, lambda: 7, None, 7])
+def test_a_clock_that_is_none_is_refused(server_url, clock):
+    with pytest.raises(SettingsError, match="clock"):
+        MemoryStore(server_url, master_key="A" * 43, clock=clock)
+
+
+@pytest.mark.parametrize("tenant", ["", None, 7, "x" * 1000])
+def test_a_tenant_that_is_none_is_refused(server_url, tenant):
+    with pytest.raises(SettingsError, match="tenant"):
+        MemoryStore(server_url, tenant=tenant, master_key="A" * 43)
 
 
 @pytest.mark.parametrize("target", ["mysql://x", "http://localhost", "", 7])

@@ -85,6 +85,8 @@ def given_service(master_key: MasterKey, environment: Environment) -> KeyService
         return LocalKeyService(parse_master_key(given))
     if isinstance(given, bytes):
         return LocalKeyService(given if len(given) == 32 else parse_master_key(given.decode("ascii", "replace")))
+    if not (callable(getattr(given, "wrap", None)) and callable(getattr(given, "unwrap", None))):
+        raise KeyUnavailable(f"master_key is {type(given).__name__}: give 32 bytes in base64url, or a KeyService")
     return given
 
 

@@ -55,6 +55,13 @@ def check_tenant(tenant: object) -> None:
         raise SettingsError("tenant", error.problem) from None
 
 
+def check_clock(clock: Callable[[], datetime]) -> None:
+    """A clock without a time zone would be found out only when something is to be remembered."""
+    now = clock() if callable(clock) else None
+    if not isinstance(now, datetime) or now.utcoffset() is None:
+        raise SettingsError("clock", "does not return an aware datetime: give one such as lambda: datetime.now(timezone.utc)")
+
+
 def utc_now() -> datetime:
     """The default clock."""
     return datetime.now(UTC)
@@ -81,6 +88,7 @@ class MemoryStore:
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         check_tenant(tenant)
+        check_clock(clock)
         self._pid = os.getpid()
         self._closed = True
         self._settings = settings or Settings()
@@ -191,8 +199,7 @@ class MemoryStore:
         if isinstance(items, str | Mapping) or not isinstance(items, Iterable):
             raise InvalidMemory("items", "is one item or none: give a list of strings, dicts or NewMemory")
         events = [validation.to_event(validation.as_new_memory(item, index), index) for index, item in enumerate(items)]
-        if len(events) > validation.BATCH_MAX:
-            raise InvalidMemory("items", f"has {len(events):,} items, at most {validation.BATCH_MAX:,} fit a batch: split it")
+        validation.batch(events)
         session_id, user_id, key = _names(session_id, user_id, idempotency_key)
         if not events:
             return []
