@@ -67,14 +67,15 @@ class Catalog:
             ref = self._keyring.find_session(session_id)
             stream = UUID(bytes=ref.stream if ref else bytes(16))
         counts = self._database.select(count_query(self._keyring.tenant, stream))[0]
-        settled = Tail(self._database).settle(self._settle_timeout_s) if stream is None else counts["position"] or 0
+        # An event's position, not the mark itself: a crash can take a mark back, and never an event.
+        position = counts["position"] if stream else self._newest(self._settled())
         return Stats(
             sessions=counts["sessions"],
             users=counts["users"],
             memories=counts["remembered"] - counts["forgotten"],
             forgotten=counts["forgotten"],
             events=counts["events"],
-            position=settled,
+            position=position or 0,
             database_bytes=None if stream else self._database.row("SELECT pg_database_size(current_database()) AS size").size,
             views=views,
             view_bytes=view_bytes,
@@ -82,7 +83,7 @@ class Catalog:
 
     def events(self, after: int, session_id: str | None) -> Iterator[StoredEvent]:
         """The events behind position `after` up to what is settled at this call, in order."""
-        return self._events(after, Tail(self._database).settle(self._settle_timeout_s), session_id)
+        return self._events(after, self._settled(), session_id)
 
     def _events(self, after: int, upto: int, session_id: str | None) -> Iterator[StoredEvent]:
         if session_id is None:
@@ -91,6 +92,15 @@ class Catalog:
             pages = self._session_pages(session_id, after)
         for page in pages:
             yield from self._open_page([row for row in page if after < row.position <= upto])
+
+    def _settled(self) -> int:
+        with Tail(self._database) as tail:
+            return tail.settle(self._settle_timeout_s)
+
+    def _newest(self, upto: int) -> int | None:
+        query = "SELECT max(position) AS found FROM memfold.events WHERE tenant_id = %s AND position <= %s"
+        found: int | None = self._database.row(query, (self._keyring.tenant, upto)).found
+        return found
 
     def _session_pages(self, session_id: str, after: int) -> Iterator[list[Row]]:
         ref = self._keyring.find_session(session_id)

@@ -305,7 +305,8 @@ ORDER BY age_s DESC NULLS LAST"""
 def _settled(database: Database, login: Database, timeout_s: float) -> Check:
     head = database.row("SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS head FROM memfold.position").head
     begun = time.monotonic()
-    settled = Tail(database).settle(timeout_s)
+    with Tail(database) as tail:
+        settled = tail.settle(timeout_s)
     took_s = time.monotonic() - begun
     if settled < head:
         holders = [_holder(row) for row in login.rows(HOLDERS)]

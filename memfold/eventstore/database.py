@@ -193,6 +193,9 @@ class Lease:
             self._held.invalidate()
         self._held = None
 
+    def __del__(self) -> None:
+        self.close()
+
 
 def _rows(connection: Connection, query: str, parameters: tuple[Any, ...]) -> list[Any]:
     with connection.cursor(binary=True, row_factory=namedtuple_row) as cursor:

@@ -4,27 +4,51 @@ Positions are drawn before they are committed, so the newest visible position pr
 asks for the head of the sequence first, then for the transactions that hold a lock on `events` and so may still owe a
 position at or below that head; once all of those have ended, the head is settled. Writers pay nothing for it, and a
 long transaction elsewhere in the server does not hold it back. Why it is exact: docs/log.md.
+
+A crash of the server can take back positions that were drawn and never committed, and they are drawn anew. What was
+learned before a crash is therefore worthless after it. A crash ends every connection, so `Tail` keeps one of its own
+and begins anew when that is lost. The position of an event is never taken back: go on from there, not from the mark.
 """
 
 import time
 from collections import deque
+from types import TracebackType
+from typing import Self
 
-from memfold.eventstore.database import Connection, Database
+from memfold.errors import StoreUnavailable
+from memfold.eventstore.database import Connection, Database, Lease, Lost
 
 PAUSE_S = (0.001, 0.01)  # between ticks while something is in flight: at first, at last
 
 
 class Tail:
-    """Follows the settled position for one reader. Not for use by several threads at once."""
+    """Follows the settled position for one reader. Not for use by several threads at once; close it, or use `with`."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._lease = Lease(database)
         self._windows: deque[tuple[int, set[str]]] = deque()
         self.settled = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._lease.close()
+
     def advance(self) -> int:
         """Look once, and return the settled position. Rows must be read after this, with a snapshot of their own."""
-        return self._database.read(self._tick)
+        try:
+            return self._tick()
+        except Lost:
+            self._begin_anew()
+        try:
+            return self._tick()
+        except Lost as error:
+            raise StoreUnavailable("the database connection was lost twice", outcome="not_written") from error.__cause__
 
     def settle(self, timeout_s: float) -> int:
         """Wait until everything acknowledged before this call is settled, at most `timeout_s`; return the settled position."""
@@ -38,11 +62,14 @@ class Tail:
             settled = self.advance()
         return settled
 
-    def _tick(self, connection: Connection) -> int:
+    def _begin_anew(self) -> None:
+        self._windows.clear()
+        self.settled = 0
+
+    def _tick(self) -> int:
         newest = self._windows[-1][0] if self._windows else self.settled
-        row = connection.execute("SELECT head, holders FROM memfold.tick(%s, %s)", (newest, bool(self._windows))).fetchone()
-        assert row is not None
-        head, live = row
+        with self._lease.connection() as connection:
+            head, live = tick(connection, newest, waiting=bool(self._windows))
         if live is None:
             return self.settled
         if head > newest:
@@ -53,3 +80,10 @@ class Tail:
         while self._windows and not self._windows[0][1]:
             self.settled = self._windows.popleft()[0]
         return self.settled
+
+
+def tick(connection: Connection, known: int, *, waiting: bool) -> tuple[int, list[str] | None]:
+    """The head of the sequence, and who may still owe a position up to it; None if nothing is new and nobody waits."""
+    row = connection.execute("SELECT head, holders FROM memfold.tick(%s, %s)", (known, waiting)).fetchone()
+    assert row is not None
+    return row[0], row[1]
