@@ -42,7 +42,8 @@ def write(url: str, seconds: float, answer: Pipe) -> None:
 def follow(store: MemoryStore, seconds: float) -> dict[str, float]:
     """When the reader had each memory."""
     seen, (database, keyring), cursor = {}, parts(store), store.stats().position
-    query = "SELECT position, memory_id FROM memfold.events WHERE tenant_id = %s AND position > %s AND position <= %s ORDER BY position"
+    query = """SELECT position, memory_id FROM memfold.events
+               WHERE tenant_id = %s AND position > %s AND position <= %s ORDER BY position"""
     end = time.monotonic() + seconds
     with Tail(database) as tail:
         while time.monotonic() < end:

@@ -40,7 +40,9 @@ def turns(conversation: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 }
 
 
-def ask(store: MemoryStore, sample: dict[str, Any], known: set[str], found: dict[int, list[Any]], times_ms: list[float]) -> None:
+def ask(
+    store: MemoryStore, sample: dict[str, Any], known: set[str], found: dict[int, list[Any]], times_ms: list[float]
+) -> None:
     """Every question of one conversation; questions without evidence that exists are passed over."""
     for question in sample["qa"]:
         gold = set(re.findall(r"D\d+:\d+", " ".join(question["evidence"]))) & known
@@ -70,7 +72,9 @@ def main() -> None:
         rows = [(CATEGORIES[category], found[category]) for category in sorted(found)]
         rows.append(("all", [scores for each in found.values() for scores in each]))
         header = ("category", "questions", *(f"r@{depth}" for depth in DEPTHS))
-        report.table(header, [(name, len(each), *(f"{mean(column):.3f}" for column in zip(*each, strict=True))) for name, each in rows])
+        report.table(
+            header, [(name, len(each), *(f"{mean(column):.3f}" for column in zip(*each, strict=True))) for name, each in rows]
+        )
         overall = mean(scores[1] for scores in rows[-1][1])
         report.note(f"Bar r@10 ≥ {BAR}: {'met' if overall >= BAR else '**missed**'} ({overall:.4f}).")
         report.note(f"A recall takes {percentile(times_ms, 0.5):.2f} ms (p50), {percentile(times_ms, 0.99):.2f} ms (p99).")

@@ -6,6 +6,7 @@ its view, reading everything to `catalog`.
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -93,7 +94,9 @@ class MemoryStore:
         self._closed = True
         self._settings = settings or Settings()
         opened = open_target(target, master_key, self._settings, environment())
-        self._database, self._release = opened.database, opened.release
+        self._database = opened.database
+        # Also when the program ends without closing: the server must not outlive its last user.
+        self._release = weakref.finalize(self, opened.release)
         try:
             self._keyring = Keyring(self._database, opened.service, tenant)
         except BaseException:

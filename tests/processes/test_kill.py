@@ -12,11 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from memfold import MemfoldError, MemoryForgotten, MemoryStore, Settings, StoreUnavailable
+from memfold.events import MemoryUpdated
 from memfold.eventstore import embedded
 
 SESSIONS = ["a", "b", "c"]
@@ -85,6 +88,20 @@ def kill_server(folder: Path) -> None:
     os.kill(int((folder / "pg" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
 
 
+def kill_backend(folder: Path) -> None:
+    """Kill what serves one connection: PostgreSQL then throws everybody out and recovers by itself."""
+    server = embedded.attach(folder)
+    with psycopg.connect(server.url) as connection:
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'memfold' ORDER BY state, random() LIMIT 1"
+        (pid,) = connection.execute(query).fetchone()
+    os.kill(pid, signal.SIGKILL)
+    server.release()
+
+
+def acknowledged(journal: Path) -> int:
+    return len([line for line in lines(journal) if "done" in line])
+
+
 def lines(journal: Path) -> list[dict]:
     return [json.loads(line) for line in journal.read_bytes().split(b"\n")[:-1]]
 
@@ -99,7 +116,8 @@ def hold_against(store: MemoryStore, journal: Path) -> dict[str, int]:
     done = {line["token"]: line for line in notes if "done" in line}
     begun = {line["token"]: line for line in notes if "begins" in line}
     refused = {line["token"] for line in notes if line.get("outcome") == "not_written"}
-    forget_begun = {line["id"] for line in begun.values() if line["begins"] == "forget"}
+    # What was said not to be forgotten must still be there.
+    forget_begun = {line["id"] for token, line in begun.items() if line["begins"] == "forget" and token not in refused}
     forgotten = {line["id"] for line in done.values() if line["done"] == "forget"}
 
     lost = [
@@ -141,40 +159,55 @@ def pages(store, session):
             return
 
 
-def check_log(store: MemoryStore) -> None:
-    """No half appends: versions are dense, and every event has its payload and key unless its memory was forgotten."""
+def check_log(store: MemoryStore, journal: Path) -> None:
+    """No half appends: versions are dense, and every event has its payload and key unless its memory was forgotten.
+
+    Every acknowledged update is in the log once, every other at most once, and one that was refused is not there.
+    """
+    updates: Counter[str] = Counter()
     versions: dict[str, int] = {}
     forgotten, erased = set(), set()
     for event in store.events():
         assert event.version == versions.get(event.stream_id, 0) + 1
         versions[event.stream_id] = event.version
+        if isinstance(event.data, MemoryUpdated):
+            updates[str(event.data.content).removeprefix("updated ")] += 1
         if event.type == "MemoryForgotten":
             forgotten.add(event.memory_id)
         elif event.data is None:
             erased.add(event.memory_id)
     assert erased == forgotten
+    notes = lines(journal)
+    assert all(times == 1 for times in updates.values()), "an update was doubled"
+    done = {line["token"] for line in notes if line.get("done") == "update" and line["id"] not in forgotten}
+    assert done - updates.keys() == set(), "an acknowledged update was lost"
+    refused = {line["token"] for line in notes if line.get("outcome") == "not_written"}
+    assert refused & updates.keys() == set(), "what was said not to be written was written"
     for memory_id in list(forgotten)[:20]:
         with pytest.raises(MemoryForgotten):
             store.get(memory_id)
 
 
 def kill_loop(folder: Path, rand: random.Random, *, kills: int) -> dict[str, int]:
-    journal, client, what = folder.parent / "journal", None, {"client": 0, "server": 0}
+    journal, client, what = folder.parent / "journal", None, {"client": 0, "server": 0, "backend": 0}
     for round_ in range(kills):
         if client is None:
             client = start_client(folder, journal, round_)
         time.sleep(rand.uniform(0.05, 1.0))
-        if rand.random() < 0.5:
+        victim = ("client", "server", "backend")[round_ % 3]
+        what[victim] += 1
+        if victim == "client":
             client.kill()
             client.communicate()
             client = None
-            what["client"] += 1
-        else:
+        elif victim == "server":
             kill_server(folder)
-            what["server"] += 1
-            answered = len([line for line in lines(journal) if "done" in line])
+            answered = acknowledged(journal)
             restart(folder)
             recovers(client, journal, answered)
+        else:
+            kill_backend(folder)
+            recovers(client, journal, acknowledged(journal))
         if client is None and round_ % 5 == 4:
             with MemoryStore(folder) as store:
                 hold_against(store, journal)
@@ -182,7 +215,7 @@ def kill_loop(folder: Path, rand: random.Random, *, kills: int) -> dict[str, int
         client.kill()
         client.communicate()
     with MemoryStore(folder) as store:
-        check_log(store)
+        check_log(store, journal)
         return what | hold_against(store, journal)
 
 
@@ -202,7 +235,7 @@ def restart(folder: Path) -> None:
 def recovers(client: subprocess.Popen[str], journal: Path, answered: int) -> None:
     """The client that lived through it goes on by itself."""
     deadline = time.monotonic() + 60
-    while len([line for line in lines(journal) if "done" in line]) < answered + 20:
+    while acknowledged(journal) < answered + 20:
         assert client.poll() is None
         assert time.monotonic() < deadline, "the client did not come back"
         time.sleep(0.05)

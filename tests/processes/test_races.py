@@ -221,6 +221,14 @@ def test_the_key_of_a_forgotten_user_is_refused_whatever_a_process_still_holds(m
     assert {answer.verdict for answer in batch} <= {Verdict.KEY_GONE, Verdict.STREAM_GONE}
     assert store.count("s") == 0
 
+    # Nor does it open a door to a stream that lives.
+    other.remember("cassowary", session_id="t", user_id="v")
+    again.stream = other._keyring.find_session("t").stream
+    with store._database.connection() as connection:
+        assert call(connection, store._keyring.tenant, [again])[0].verdict is Verdict.KEY_GONE
+        assert [answer.verdict for answer in call(connection, store._keyring.tenant, [again] * 2)] == [Verdict.KEY_GONE] * 2
+    assert store.count("t") == 1
+
 
 @pytest.mark.parametrize("reopened", [False, True])
 @pytest.mark.parametrize("forget", ["session", "user"])
