@@ -27,10 +27,10 @@ BAR = 0.54
 
 def turns(conversation: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The turns of a conversation as `remember_many` takes them."""
-    for name in conversation:
+    for name, said in conversation.items():
         if re.fullmatch(r"session_\d+", name):
             begun = datetime.strptime(conversation[f"{name}_date_time"], "%I:%M %p on %d %B, %Y").replace(tzinfo=UTC)
-            for number, turn in enumerate(conversation[name]):
+            for number, turn in enumerate(said):
                 caption = f" [shared image: {turn['blip_caption']}]" if turn.get("blip_caption") else ""
                 yield {
                     "content": turn["text"] + caption,
