@@ -82,6 +82,27 @@ def test_the_application_role_can_only_call_and_read(store, statement):
             connection.execute(statement)
 
 
+def test_no_transaction_of_ours_can_hold_the_settled_position_back_for_ever(store):
+    with store._database.connection() as connection:
+        shown = {
+            name: connection.execute("SELECT current_setting(%s, true)", (name,)).fetchone()[0]
+            for name in (
+                "statement_timeout",
+                "transaction_timeout",
+                "idle_in_transaction_session_timeout",
+                "synchronous_commit",
+            )
+        }
+        assert connection.autocommit
+        if connection.info.server_version >= 170000:
+            assert shown["transaction_timeout"] == "1min"
+    assert (shown["statement_timeout"], shown["idle_in_transaction_session_timeout"], shown["synchronous_commit"]) == (
+        "1min",
+        "5s",
+        "on",
+    )
+
+
 def test_the_tables_are_as_declared(server_url, store):
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(server_url), poolclass=NullPool, use_native_hstore=False

@@ -148,6 +148,9 @@ class Database:
         )
         connection = connect(self._conninfo, self._settings, options + (f" -c role={ROLE}" if self._role else ""))
         arrays.register(connection)
+        if connection.info.server_version >= 170000:
+            # An append that hangs is the one thing that holds the settled position back.
+            connection.execute(f"SET transaction_timeout = {timeout_ms}")
         return connection
 
 

@@ -18,7 +18,10 @@ import pytest
 
 from memfold import MemoryStore
 from memfold.errors import DatabaseUnsuitable, SchemaTooNew
+from memfold.events import MemoryRemembered
 from memfold.eventstore import arrays, embedded
+from memfold.eventstore.append import Request, Verdict, call
+from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import open_database
 from memfold.eventstore.tail import Tail
 from memfold.settings import Settings
@@ -393,3 +396,28 @@ def test_a_follower_that_lived_through_a_crash_waits_for_positions_that_are_draw
         slow.commit()
         assert tail.settle(5) == drawn + 1
     database.close()
+
+
+def test_events_asked_for_before_a_crash_and_read_after_it_leave_nothing_out(crashing):
+    with MemoryStore(crashing.folder) as store:
+        store.remember("aardvark", session_id="slow")
+        store.remember("aardvark", session_id="quick")
+        begin = store.stats().position
+        crashing.draw_in_vain(make_streams(crashing.url, 1))
+        events = store.events(begin)
+        crashing.crash()
+        with connect(crashing.url) as slow:
+            assert call(slow, store._keyring.tenant, [request_for(store, "slow")])[0].verdict is Verdict.ACCEPTED
+            assert last_position(crashing.url) < 41, "the crash took nothing back: this test proves nothing"
+            store.remember("bandicoot", session_id="quick")
+            seen = list(events)
+            slow.commit()
+        seen += store.events(seen[-1].position if seen else begin)
+        assert [event.session_id for event in seen] == ["slow", "quick"]
+
+
+def request_for(store, session_id):
+    ref, tenant = store._keyring.find_session(session_id), store._keyring.tenant
+    event = MemoryRemembered(content="cassowary")
+    sealed = seal_event(event, tenant=tenant, stream=ref.stream, memory_id=new_id(), wrapping=ref.key)
+    return Request(ref.stream, ref.user, ref.key.version, datetime.now(UTC), [sealed])
