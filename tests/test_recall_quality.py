@@ -1,0 +1,29 @@
+"""Recall by words finds what it found when it was measured, on one real conversation (skipped where that is not to be had)."""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import recall_words_locomo
+
+    yield recall_words_locomo
+    for name in ("recall_words_locomo", "common"):
+        sys.modules.pop(name, None)
+
+
+def test_most_evidence_is_among_the_first_ten(store, locomo, benchmark):
+    sample = json.loads(locomo.read_text())[0]
+    memories = store.remember_many(benchmark.turns(sample["conversation"]), session_id=sample["sample_id"])
+    found = defaultdict(list)
+    benchmark.ask(store, sample, {memory.metadata["turn"] for memory in memories}, found, [])
+    scores = [each for category in found.values() for each in category]
+    assert len(scores) == 150
+    assert mean(score[1] for score in scores) >= 0.58
