@@ -95,7 +95,7 @@ def test_no_transaction_of_ours_can_hold_the_settled_position_back_for_ever(stor
         }
         assert connection.autocommit
         if connection.info.server_version >= 170000:
-            assert shown["transaction_timeout"] == "1min"
+            assert shown["transaction_timeout"] == "2min"
     assert (shown["statement_timeout"], shown["idle_in_transaction_session_timeout"], shown["synchronous_commit"]) == (
         "1min",
         "5s",

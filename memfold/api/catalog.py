@@ -68,7 +68,7 @@ class Catalog:
             stream = UUID(bytes=ref.stream if ref else bytes(16))
         counts = self._database.select(count_query(self._keyring.tenant, stream))[0]
         # An event's position, not the mark itself: a crash can take a mark back, and never an event.
-        position = counts["position"] if stream else self._newest(self._settled())
+        position = counts["position"] if stream else self._newest_event()
         return Stats(
             sessions=counts["sessions"],
             users=counts["users"],
@@ -83,7 +83,7 @@ class Catalog:
 
     def events(self, after: int, session_id: str | None) -> Iterator[StoredEvent]:
         """The events behind position `after` up to what is settled at this call, in order."""
-        return self._events(after, self._settled(), session_id)
+        return self._events(after, self._newest_event(), session_id)
 
     def _events(self, after: int, upto: int, session_id: str | None) -> Iterator[StoredEvent]:
         if session_id is None:
@@ -93,14 +93,9 @@ class Catalog:
         for page in pages:
             yield from self._open_page([row for row in page if after < row.position <= upto])
 
-    def _settled(self) -> int:
+    def _newest_event(self) -> int:
         with Tail(self._database) as tail:
-            return tail.settle(self._settle_timeout_s)
-
-    def _newest(self, upto: int) -> int | None:
-        query = "SELECT max(position) AS found FROM memfold.events WHERE tenant_id = %s AND position <= %s"
-        found: int | None = self._database.row(query, (self._keyring.tenant, upto)).found
-        return found
+            return tail.newest_event(self._keyring.tenant, self._settle_timeout_s)
 
     def _session_pages(self, session_id: str, after: int) -> Iterator[list[Row]]:
         ref = self._keyring.find_session(session_id)

@@ -180,7 +180,7 @@ class Committer:
         except Lost:
             return [recover(self._database, self._tenant, request, _append_alone) for request in requests]
         except StoreUnavailable as error:
-            if error.sqlstate is None:
+            if error.sqlstate is None or (len(requests) == 1 and error.sqlstate not in RACES):
                 return [error] * len(requests)
             return [self._alone(request) for request in requests]
 

@@ -149,8 +149,9 @@ class Database:
         connection = connect(self._conninfo, self._settings, options + (f" -c role={ROLE}" if self._role else ""))
         arrays.register(connection)
         if connection.info.server_version >= 170000:
-            # An append that hangs is the one thing that holds the settled position back.
-            connection.execute(f"SET transaction_timeout = {timeout_ms}")
+            # An append that hangs is the one thing that holds the settled position back. The statement's own time runs out
+            # first, and spares the connection.
+            connection.execute(f"SET transaction_timeout = {2 * timeout_ms}")
         return connection
 
 
@@ -175,7 +176,7 @@ class Lease:
         driver: Connection = held.driver_connection  # type: ignore[assignment]
         try:
             yield driver
-        except LOST as error:
+        except psycopg.Error as error:
             if not (driver.closed or driver.broken):
                 raise unavailable(error) from error
             # The others were most likely lost with it: after a restart of the server none of them is good.
@@ -183,8 +184,6 @@ class Lease:
             held.invalidate()
             self._database.engine.dispose()
             raise Lost from error
-        except psycopg.Error as error:
-            raise unavailable(error) from error
 
     def close(self) -> None:
         """Give the connection back to the pool it came from, or close it if that pool was given up."""
@@ -227,6 +226,7 @@ def unavailable(error: psycopg.Error) -> StoreUnavailable:
         "53200": "the database is out of memory",
         "53300": "the database takes no more connections",
         "57014": "the statement took longer than statement_timeout_s",
+        "25P04": "the transaction took longer than twice statement_timeout_s",
         "57P01": "the database is shutting down",
         "57P02": "the database crashed and restarts",
         "57P03": "the database is starting up",

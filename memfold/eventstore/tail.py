@@ -18,6 +18,7 @@ from typing import Self
 from memfold.errors import StoreUnavailable
 from memfold.eventstore.database import Connection, Database, Lease, Lost
 
+NEWEST_EVENT = "SELECT max(position) FROM memfold.events WHERE tenant_id = %s AND position <= %s"
 PAUSE_S = (0.001, 0.01)  # between ticks while something is in flight: at first, at last
 
 
@@ -61,6 +62,23 @@ class Tail:
             pause_s = min(2 * pause_s, PAUSE_S[1])
             settled = self.advance()
         return settled
+
+    def newest_event(self, tenant: int, timeout_s: float) -> int:
+        """The position of a tenant's newest settled event, after waiting as `settle` does; 0 if there is none.
+
+        Unlike the mark, it can be kept: it was committed, and no crash draws it or anything below it anew.
+        """
+        for last in (False, True):
+            settled = self.settle(timeout_s)
+            try:
+                with self._lease.connection() as connection:
+                    row = connection.execute(NEWEST_EVENT, (tenant, settled)).fetchone()
+                return int(row[0] or 0) if row else 0
+            except Lost as error:
+                self._begin_anew()
+                if last:
+                    raise StoreUnavailable("the database connection was lost twice", outcome="not_written") from error
+        raise AssertionError("unreachable")
 
     def _begin_anew(self) -> None:
         self._windows.clear()
