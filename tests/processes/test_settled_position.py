@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 import uuid
 from collections import Counter
@@ -280,6 +281,46 @@ def test_a_long_transaction_elsewhere_does_not_hold_the_mark_back(log, statement
         writer.commit()
         assert Tail(database).settle(5) == last_position(url)
         foreign.rollback()
+
+
+LOOK = """
+CREATE FUNCTION look(times int, OUT unlocked int, OUT tick int) LANGUAGE plpgsql AS $$
+DECLARE seen bigint; BEGIN
+    unlocked := 0; tick := 0;
+    FOR i IN 1 .. times LOOP
+        SELECT last_value INTO seen FROM memfold.position;
+        unlocked := unlocked + (seen > pg_sequence_last_value('memfold.position'))::int;
+        SELECT head INTO seen FROM memfold.tick(4611686018427387904, true);
+        tick := tick + (seen > pg_sequence_last_value('memfold.position'))::int;
+    END LOOP;
+END $$"""
+
+
+def test_the_head_is_never_ahead_of_what_was_drawn(log):
+    """A plain SELECT of the sequence is, now and then: nextval puts a later value there for a moment."""
+    _, url, _ = log
+    stop = threading.Event()
+
+    def draw():
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not stop.is_set():
+                connection.execute("SELECT count(nextval('memfold.position')) FROM generate_series(1, 20000)")
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    unlocked = ticks = 0
+    deadline = time.monotonic() + 30
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(LOOK)
+            while unlocked < 20 and time.monotonic() < deadline:
+                row = connection.execute("SELECT unlocked, tick FROM look(5000)").fetchone()
+                unlocked, ticks = unlocked + row[0], ticks + row[1]
+    finally:
+        stop.set()
+        drawing.join()
+    assert unlocked > 0, "the window was never hit: this test proves nothing"
+    assert ticks == 0
 
 
 def test_a_tick_with_an_old_snapshot_is_refused(log):
