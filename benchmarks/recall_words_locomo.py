@@ -65,9 +65,11 @@ def main() -> None:
     samples = json.loads(Path(args.path).read_text())[: 1 if args.quick else None]
     found: dict[int, list[Any]] = defaultdict(list)
     times_ms: list[float] = []
+    sizes: list[int] = []
     with server() as at, at.store("memfold") as store:
         for sample in samples:
             memories = store.remember_many(turns(sample["conversation"]), session_id=sample["sample_id"])
+            sizes.append(len(memories))
             ask(store, sample, {memory.metadata["turn"] for memory in memories}, found, times_ms)
         rows = [(CATEGORIES[category], found[category]) for category in sorted(found)]
         rows.append(("all", [scores for each in found.values() for scores in each]))
@@ -77,6 +79,7 @@ def main() -> None:
         )
         overall = mean(scores[1] for scores in rows[-1][1])
         report.note(f"Bar r@10 ≥ {BAR}: {'met' if overall >= BAR else '**missed**'} ({overall:.4f}).")
+        report.note(f"{sum(sizes):,} memories in {len(sizes)} sessions: {', '.join(map(str, sizes))}.")
         report.note(f"A recall takes {percentile(times_ms, 0.5):.2f} ms (p50), {percentile(times_ms, 0.99):.2f} ms (p99).")
         report.machine(at)
 

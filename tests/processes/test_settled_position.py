@@ -288,10 +288,10 @@ CREATE FUNCTION look(times int, OUT unlocked int, OUT tick int) LANGUAGE plpgsql
 DECLARE seen bigint; BEGIN
     unlocked := 0; tick := 0;
     FOR i IN 1 .. times LOOP
-        SELECT last_value INTO seen FROM memfold.position;
-        unlocked := unlocked + (seen > pg_sequence_last_value('memfold.position'))::int;
+        SELECT CASE WHEN is_called THEN last_value ELSE 0 END INTO seen FROM memfold.position;
+        unlocked := unlocked + (seen > coalesce(pg_sequence_last_value('memfold.position'), 0))::int;
         SELECT head INTO seen FROM memfold.tick(4611686018427387904, true);
-        tick := tick + (seen > pg_sequence_last_value('memfold.position'))::int;
+        tick := tick + (seen > coalesce(pg_sequence_last_value('memfold.position'), 0))::int;
     END LOOP;
 END $$"""
 
