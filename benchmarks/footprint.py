@@ -12,10 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import islice
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 from common import MASTER_KEY, Report, Server, fill, options, scratch, server
+from timing import texts
 
 from memfold import MemoryStore
 
@@ -95,12 +97,14 @@ def ram(at: Server, rows: int) -> tuple[str, str]:
     """Bytes a row of a view."""
     session = f"view {rows}"
     with MemoryStore(at.url("memfold"), master_key=MASTER_KEY) as store:
-        for begin in range(0, rows, 1000):
-            store.remember_many([f"{begin + index:06d}".ljust(100, "x") for index in range(1000)], session_id=session)
+        contents = texts()
+        for _ in range(0, rows, 1000):
+            store.remember_many(list(islice(contents, 1000)), session_id=session)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=fold, args=(at.url("memfold"), session, sender))
     process.start()
+    sender.close()
     found, counted, resident = receiver.recv()
     process.join()
     return f"RAM: a view of {found:,} rows", f"{counted / found:.0f} B a row counted, {resident / found:.0f} B resident"

@@ -67,6 +67,7 @@ def measure(at: Server, store: MemoryStore, tick_ms: int, seconds: float) -> tup
     receiver, sender = context.Pipe(duplex=False)
     writer = context.Process(target=write, args=(at.url("memfold"), seconds, sender))
     writer.start()
+    sender.close()
     seen = follow(store, tick_ms / 1000, receiver)
     acknowledged = receiver.recv()
     writer.join()

@@ -1,32 +1,45 @@
 """The story of one memory store, told by running it: five weeks of a household's conversation with its assistant.
 
-python examples/demo.py [--folder FOLDER]      keeps the store in FOLDER; without it, everything is removed at the end
+python examples/demo.py [--folder FOLDER]
+
+Every number is measured in this run, and every sentence that promises something is checked: if a check fails, the demo
+says which and ends with status 1. Nothing is left behind, unless a folder is named.
 """
 
 import argparse
+import io
 import json
 import os
+import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
+from rich.text import Text
 
-from memfold import Memory, MemoryForgotten, MemoryStore, Recollections
+from memfold import Memory, MemoryForgotten, MemoryStore, Recollection, StoredEvent
 from memfold.audit.residue import scan
+from memfold.events import MemoryRemembered, MemoryUpdated
+from memfold.eventstore import embedded
 
 HISTORY = Path(__file__).parent / "history.jsonl"
 SESSION = "hartmann-household"
-out = Console(width=None if sys.stdout.isatty() else 100, highlight=False, soft_wrap=False)
+WIDTH_MAX = 100
+ACKNOWLEDGED_MIN = 25  # so many remembers does the process in chapter 5 get through before it is killed
+
+out = Console(highlight=False)
+width = min(WIDTH_MAX, out.width) if sys.stdout.isatty() else WIDTH_MAX
+T = TypeVar("T")
 
 
 class DemoFailed(Exception):
@@ -34,207 +47,365 @@ class DemoFailed(Exception):
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--folder", type=Path, help="where to keep the store (default: a temporary folder)")
-    arguments.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="a new or empty folder to keep the store in (default: a temporary one)")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name with an accent must not end the story on an ASCII terminal
     if options.child:
-        be_killed(options.child)
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="memfold-demo-"))
+        remember_until_killed(options.child)
+    if options.folder and options.folder.exists() and not (options.folder.is_dir() and not any(options.folder.iterdir())):
+        parser.error(f"{options.folder} is not an empty folder: the story begins with nothing")
+    folder = options.folder.absolute() if options.folder else Path(tempfile.mkdtemp(prefix="memfold-demo-"))
     try:
-        tell(folder)
+        tell(folder, kept=options.folder is not None)
     except DemoFailed as failure:
-        out.print(f"[bold red]This is not as it should be:[/] {failure}")
+        paragraph(f"This is not as it should be: {failure}", style="bold red")
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def tell(folder: Path) -> None:
+def tell(folder: Path, *, kept: bool) -> None:
     """All chapters, in order."""
     begun = time.perf_counter()
     with MemoryStore(folder) as store:
-        chapter("1", "A log that starts itself")
-        say(f"An embedded PostgreSQL was set up and started in {time.perf_counter() - begun:.1f} s, in {folder}.")
+        started_s = time.perf_counter() - begun
+        chapter("1. A log that brings its own PostgreSQL")
+        server = embedded.status(folder)
+        paragraph(f"PostgreSQL {server.version} was set up and started in {started_s:.1f} s, in {server.folder}.")
         remember_everything(store)
         recall_by_words(store)
-        code = update_the_code(store)
+        changed = update_the_alarm_code(store)
         secret = forget_the_password(store, folder)
-        look_at_the_log(store)
-    kill_and_come_back(folder, code, secret)
-    out.print(
-        f"\n[bold]Done[/] in {time.perf_counter() - begun:.0f} s. How to use it: README.md. What it promises, and why: docs/."
+        before = everything(store)
+    kill_and_come_back(folder, before, changed, secret)
+    read_the_log(folder)
+    look_on_disk(folder, secret, "With the server stopped and all of its pages written, the same search again:")
+    out.print()
+    if kept:
+        paragraph(f"The store is kept. Ask it: {asking(folder)}", wrap=False)
+    paragraph(
+        f"Done in {time.perf_counter() - begun:.1f} s"
+        + (". " if kept else "; the folder is removed. ")
+        + "How to use memfold: README.md. What it promises, and why: docs/."
     )
 
 
+# -- 1. remember ----------------------------------------------------------------------------------------------------------
+
+
+def remember_everything(store: MemoryStore) -> None:
+    memories, times = [], []
+    for turn in turns():
+        memory, elapsed = timed(lambda turn=turn: store.remember(session_id=SESSION, user_id="hartmann", **turn))
+        memories.append(memory)
+        times.append(elapsed)
+    days = (memories[-1].occurred_at - memories[0].occurred_at).days
+    people = sorted({memory.speaker for memory in memories if memory.speaker})
+    paragraph(
+        f"It remembers {len(memories)} turns: {days} days of {', '.join(people[:-1])} and {people[-1]} writing to one "
+        f"another, Iris being the assistant. They came one by one, and each was on disk before the next was said: "
+        f"median {statistics.median(times):.1f} ms, slowest {max(times):.1f} ms."
+    )
+    check(everything(store) == {memory.id: memory for memory in memories}, "the store does not hold what was remembered")
+
+
 def turns() -> Iterator[dict[str, Any]]:
-    """The shipped conversation, as `remember_many` takes it."""
+    """The shipped conversation, each turn as the arguments of `remember`."""
     for line in HISTORY.read_text("utf-8").splitlines():
         turn = json.loads(line)
         del turn["session"]
         yield turn | {"occurred_at": datetime.fromisoformat(turn["occurred_at"])}
 
 
-def remember_everything(store: MemoryStore) -> None:
-    memories, elapsed = timed(lambda: store.remember_many(turns(), session_id=SESSION, user_id="nora"))
-    days = (max(memory.occurred_at for memory in memories) - min(memory.occurred_at for memory in memories)).days
-    people = sorted({memory.speaker for memory in memories if memory.speaker})
-    say(
-        f"It remembers {len(memories)} turns of {days} days between {', '.join(people[:-1])} and {people[-1]}: "
-        f"one durable batch, {elapsed * 1000:.0f} ms."
-    )
-    single, elapsed = timed(lambda: store.remember("Emil has a swimming lesson on Friday.", session_id=SESSION, speaker="Nora"))
-    say(f"One more remember, alone, is durable after {elapsed * 1000:.1f} ms. Every payload is sealed under a key of its own.")
-    check(store.count(SESSION) == len(memories) + 1, "not every turn was remembered")
-    check(store.get(single.id) == single, "a memory is not what was remembered")
+# -- 2. recall ------------------------------------------------------------------------------------------------------------
 
 
 def recall_by_words(store: MemoryStore) -> None:
-    chapter("2", "Recall, by words in any form")
-    show(store, "Who hates coriander?")
-    show(store, "What is Emil allergic to?")
-    show(store, "Where does the cinnamon go in the plum cake?")
-    show(
-        store, "When does the return flight depart?", where={"tags": {"$exists": True}}, note="only turns that an agent tagged"
+    chapter("2. Recall")
+    paragraph(
+        "What was said is found by its words, in any form: 'hates' finds 'hate', 'allergic' does not find 'peanut'. "
+        "Each answer has a score from 0 to 1; times are UTC."
     )
-    since = datetime(2026, 9, 20, tzinfo=UTC)
-    show(store, "running and the knee", after=since, note="only what was said since 20 September")
+    show(store, "Who hates coriander?")
+    show(store, "What is Emil allergic to?", limit=1)
+    show(store, "Where does the cinnamon go in the plum cake?", limit=1)
+    show(store, "When does the return flight leave?")
+    show(store, "bisoprolol", limit=2, where={"category": "fact", "importance": {"$gte": 0.9}})
+    show(store, "Tidewater presentation", limit=1, after=datetime(2026, 9, 20, tzinfo=UTC))
+    show(store, "What is the alarm code of the studio?")
 
 
-def show(store: MemoryStore, query: str, *, note: str = "", limit: int = 2, **restriction: Any) -> Recollections:
+def show(store: MemoryStore, query: str, *, limit: int = 2, **restriction: Any) -> list[Recollection]:
+    """Ask, and print the best answers."""
     found, elapsed = timed(lambda: store.recall(query, session_id=SESSION, limit=limit, **restriction))
-    check(bool(found), f"nothing was found for {query!r}")
-    out.print(f"\n  [bold]{query}[/]  [dim]{elapsed * 1000:.1f} ms{', ' + note if note else ''}[/]")
+    given = ", ".join(f"{name} {value:%d %b}" if name == "after" else f"{name} {value}" for name, value in restriction.items())
+    out.print()
+    out.print(Text.assemble("  ", (query, "bold"), (f"  {elapsed * 1000:.1f} ms  {given}".rstrip(), "dim")), soft_wrap=True)
     for hit in found:
-        line(hit.memory, f"{hit.score:.2f}")
+        show_memory(f"{hit.score:.2f}", hit.memory)
+    check(bool(found), f"nothing was found for {query!r}")
     return found
 
 
-def update_the_code(store: MemoryStore) -> Memory:
-    chapter("3", "An update is another fact, and the past stays known")
-    old = next(hit.memory for hit in store.recall("studio alarm code 9902", session_id=SESSION) if "9902" in hit.memory.content)
-    new = store.update(old.id, content=old.content.replace("9902", "5150"), expected_version=old.version)
-    for change in store.history(old.id):
-        check(change.memory is not None, "a version of a living memory is missing")
-        if change.memory:
-            line(change.memory, f"v{change.version}")
-    check(
-        not any("9902" in hit.memory.content for hit in store.recall("9902", session_id=SESSION) if hit.memory.id == old.id),
-        "the old version is still found",
+# -- 3. update ------------------------------------------------------------------------------------------------------------
+
+
+def update_the_alarm_code(store: MemoryStore) -> Memory:
+    chapter("3. Update")
+    old = only(turn for turn in everything(store).values() if "code for the studio is 4711" in turn.content)
+    found_before = {hit.memory.id for hit in store.recall("4711", session_id=SESSION)}
+    check(old.id in found_before, "the old code is not found before the update")
+    paragraph(
+        "The best answer to the last question is out of date. The assistant puts it right, on condition that nobody did so "
+        "in between (expected_version). Nothing is overwritten: the change is one more event, and history() lists both."
     )
-    say("Recall finds the new code by its number, and the old number no longer leads here.")
-    check(new in [hit.memory for hit in store.recall("5150", session_id=SESSION)], "the new version is not found")
-    return new
+    out.print()
+    store.update(old.id, content=old.content.replace("4711, like the cologne", "9902"), expected_version=old.version)
+    for change in store.history(old.id):
+        if change.memory:
+            show_memory(f"v{change.version}", change.memory)
+    check([change.type for change in store.history(old.id)] == ["remembered", "updated"], "the history is not complete")
+
+    best = show(store, "What is the alarm code of the studio?", limit=1)[0].memory
+    check(best.id == old.id and "9902" in best.content, "the new version is not the best answer")
+    found = {hit.memory.id for hit in store.recall("4711", session_id=SESSION)}
+    check(found == found_before - {old.id}, "the words of the old version still lead to it")
+    out.print()
+    paragraph(
+        f"'4711' found {len(found_before)} memories before and finds {len(found)} now: "
+        "the turn in which Nora says why the code was changed."
+    )
+    return best
+
+
+# -- 4. forget ------------------------------------------------------------------------------------------------------------
 
 
 def forget_the_password(store: MemoryStore, folder: Path) -> Memory:
-    chapter("4", "Forgetting destroys keys")
-    secret = next(
-        hit.memory for hit in store.recall("home wifi password", session_id=SESSION) if "password" in hit.memory.content
-    )
-    line(secret, "")
+    chapter("4. Forget")
+    query = "home wifi password"
+    show(store, query)
+    secret = only(memory for memory in everything(store).values() if "teal-gills" in memory.content)
     erasure = store.forget(secret.id, reason="user_request")
-    say(f"→ {erasure.keys_deleted} key deleted, fact at position {erasure.position}, reason {erasure.reason}")
-    try:
-        store.get(secret.id)
-        check(False, "a forgotten memory can still be read")
-    except MemoryForgotten as error:
-        say(f"→ get: {error}")
-    kept = [(change.version, change.type, change.memory) for change in store.history(secret.id)]
-    say(f"→ history: {', '.join(f'{version} {type_}' for version, type_, _ in kept)}; content of all: none")
-    words = [secret.content, *(word.strip(".,!?") for word in secret.content.split() if len(word) > 9)]
-    found = scan(folder, words)
-    check(not found.hits, "the forgotten words are on disk")
-    say(
-        f"Its longest words and the whole sentence were looked for in every byte below the folder, WAL and server log "
-        f"included: {found.files} files, {found.bytes_read / 2**20:.0f} MiB, {len(found.hits)} hits. "
-        "(A word that was planted for the purpose was found.)"
+    out.print()
+    paragraph(f"forget({secret.id})")
+    fact("Erasure", f"scope {erasure.scope}, position {erasure.position}, reason {erasure.reason}")
+    fact("", f"{erasure.keys_deleted} key deleted, of the event at position {', '.join(map(str, erasure.erased_positions))}")
+    changes = store.history(secret.id)
+    for change in changes:
+        fact("history()" if change.version == 1 else "", f"v{change.version} {change.type}, content: {change.memory}")
+    check(all(change.memory is None for change in changes), "the history of a forgotten memory still has content")
+    fact("get()", refusal(store, secret))
+    check(store.forget(secret.id) == erasure, "forgetting twice does not give the same answer")
+    fact("forget()", "once more gives the same Erasure")
+    check(secret.id not in {hit.memory.id for hit in show(store, query)}, "what was forgotten is still found")
+    out.print()
+    look_on_disk(folder, secret, "Nor is it in the data files, the write-ahead log or the server's log:")
+    paragraph(
+        "That was so before, too: words reach PostgreSQL sealed, each event under a key of its own, and forgetting deletes "
+        "that key. Its deleted, still sealed row may survive in dead pages and backups: README.md says what that means."
     )
     return secret
 
 
-def look_at_the_log(store: MemoryStore) -> None:
-    chapter("5", "The log, as a replay would see it")
-    table = Table(box=None, pad_edge=False, padding=(0, 3))
-    for column in ("  position", "version", "type", "content"):
-        table.add_column(column)
-    events = list(store.events())
-    for event in events[-3:]:
-        table.add_row(
-            f"  {event.position}", str(event.version), event.type, "erased" if event.data is None else "sealed, opened for us"
-        )
-    out.print(table)
-    stats = store.stats()
-    erased = sum(event.data is None for event in events)
-    say(
-        f"{len(events)} events, {erased} erased; {stats.memories} memories live; "
-        f"{(stats.database_bytes or 0) / 2**20:.0f} MiB of database."
-    )
-    check(erased == 1, "not exactly one event was erased")
+def refusal(store: MemoryStore, secret: Memory) -> str:
+    try:
+        store.get(secret.id)
+    except MemoryForgotten as error:
+        return type(error).__name__
+    raise DemoFailed("a forgotten memory can still be read")
 
 
-def kill_and_come_back(folder: Path, code: Memory, secret: Memory) -> None:
-    chapter("6", "kill -9")
-    child = subprocess.Popen([sys.executable, __file__, "--child", str(folder)], stdout=subprocess.PIPE, text=True)
-    acknowledged = [child.stdout.readline().strip() for _ in range(25)] if child.stdout else []
-    server = int((folder / "pg" / "postmaster.pid").read_text().split()[0])
-    child.kill()
-    kill_server(server)
-    child.communicate()
-    say(
-        f"A process remembered {len(acknowledged)} things one by one. "
-        "Then it and the PostgreSQL server were killed with SIGKILL."
+def look_on_disk(folder: Path, secret: Memory, introduction: str) -> None:
+    """Look for what was forgotten in every byte below the folder."""
+    words = ["teal-gills-42-sofa", "Hartmann unten", secret.content]
+    check(all(word in secret.content for word in words), "the words to look for are not those that were forgotten")
+    found = scan(folder, words)  # raises if it does not find what it has planted itself
+    paragraph(
+        f"{introduction} the password, the network's name and the whole sentence, in plain and in other encodings: "
+        f"{len(found.hits)} hits in {found.files:,} files, {found.bytes_read / 2**20:.0f} MiB. "
+        "(A planted word was looked for as well, and was found in each of the encodings.)"
     )
+    check(not found.hits, f"forgotten words are on disk: {sorted({str(hit.path) for hit in found.hits})}")
+
+
+# -- 5. kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+def kill_and_come_back(folder: Path, before: dict[str, Memory], changed: Memory, secret: Memory) -> None:
+    chapter("5. kill -9")
+    acknowledged = kill_in_the_midst_of_it(folder)
+    paragraph(
+        f"Another process opened the store and remembered without a pause. After its acknowledgement number "
+        f"{len(acknowledged)}, it and the PostgreSQL server were killed with SIGKILL. A new process opens the folder:"
+    )
+    logged = (folder / "server.log").stat().st_size
     begun = time.perf_counter()
     with MemoryStore(folder) as store:
-        found = {memory.id for memory in store.find(SESSION, limit=10_000).memories}
-        say(f"A new process recovers and answers after {time.perf_counter() - begun:.1f} s.")
-        lost = [memory_id for memory_id in acknowledged if memory_id not in found]
-        check(not lost, f"{len(lost)} acknowledged memories were lost")
-        check(store.get(code.id) == code, "the update was lost")
-        check(secret.id not in found, "what was forgotten came back")
-        say(
-            f"Acknowledged and lost: {len(lost)} of {len(acknowledged)}. "
-            "What was forgotten stays forgotten; what was changed stays changed:"
+        found = everything(store)
+        fact("answers", f"after {time.perf_counter() - begun:.1f} s")
+        said = (folder / "server.log").read_text("utf-8", "replace")[logged:]
+        recovery = re.search(r"database system was not properly shut down[^\n]*", said)
+        check(recovery is not None, "the server was not killed: its log tells of no recovery")
+        fact("server.log", recovery.group() if recovery else "")
+        lost = set(acknowledged) - set(found)
+        on_the_way = len(found.keys() - before.keys() - set(acknowledged))
+        fact(
+            "lost", f"{len(lost)} of {len(acknowledged)} acknowledged; {on_the_way} more had been written, but not yet answered"
         )
-        show(store, "studio alarm code 5150", limit=1)
+        check(not lost, f"{len(lost)} acknowledged memories were lost")
+        same = sum(found.get(memory_id) == memory for memory_id, memory in before.items())
+        fact("older", f"{same} of {len(before)} memories are as they were")
+        check(same == len(before), "memories from before the crash are not as they were")
+        fact("forgotten", f"stays forgotten: get() raises {refusal(store, secret)}")
+        best = show(store, "What is the alarm code of the studio?", limit=1)[0].memory
+        check(best == changed, "the update was lost")
 
 
-def kill_server(server: int) -> None:
-    """Kill a postmaster, and wait until its children have noticed."""
-    os.kill(server, signal.SIGKILL)
-    time.sleep(0.5)
+def kill_in_the_midst_of_it(folder: Path) -> list[str]:
+    """Kill a process that is remembering, and the server below it; return the ids it was given an acknowledgement for."""
+    command = [sys.executable, __file__, "--child", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            lines = [child.stdout.readline() for _ in range(ACKNOWLEDGED_MIN)]
+            check(all(lines), "the process that was to be killed ended by itself")
+            server = int((folder / "pg" / "postmaster.pid").read_text().split()[0])
+        finally:
+            child.kill()
+        os.kill(server, signal.SIGKILL)
+        lines += child.stdout.readlines()  # what it still said before it died
+    return [line.strip() for line in lines if line.endswith("\n")]
 
 
-def be_killed(folder: Path) -> None:
-    """In the child: remember until somebody kills us, and say what was acknowledged."""
+def remember_until_killed(folder: Path) -> None:
+    """In the child: remember, and say the id only when `remember` has returned."""
     with MemoryStore(folder) as store:
         for number in range(1_000_000):
-            memory = store.remember(f"Note {number} of a process that will be killed", session_id=SESSION)
+            memory = store.remember(f"Note {number} of a process that is about to be killed", session_id=SESSION)
             print(memory.id, flush=True)
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+# -- 6. the log -----------------------------------------------------------------------------------------------------------
+
+
+def read_the_log(folder: Path) -> None:
+    chapter("6. The log, and what a replay of it sees")
+    paragraph("Everything above was told to this log. events() reads it from any position on; some of it:")
+    out.print()
+    with MemoryStore(folder) as store:
+        events = list(store.events())
+        out.print(Text("  position  type              content", style="dim"))
+        shown = [0, *(place for place, event in enumerate(events) if is_telling(event)), len(events) - 1]
+        for place, following in zip(shown, [*shown[1:], None], strict=True):
+            event = events[place]
+            out.print(Text(f"  {event.position:8}  {event.type:16}  {content_of(event)}"))
+            if following is not None and following > place + 1:
+                out.print(Text("         …", style="dim"))
+        replayed, elapsed = timed(lambda: replay(events))
+        live = everything(store)
+        same = replayed == {memory.id: memory.content for memory in live.values()}
+        stats = store.stats()
+    out.print()
+    paragraph(
+        f"A dictionary in this script, told these {len(events)} events in {elapsed * 1000:.1f} ms, holds {len(replayed)} "
+        f"memories: {'the same as' if same else 'others than'} the store's. "
+        f"{sum(event.data is None for event in events)} event was erased; a replay sees that it was, and when, but not what."
+    )
+    check(same, "a replay of the log does not give what the store holds")
+    paragraph(
+        f"stats(): {stats.sessions} session, {stats.events} events, {stats.memories} memories, {stats.forgotten} forgotten, "
+        f"{(stats.database_bytes or 0) / 2**20:.1f} MiB of database."
+    )
+    check(
+        (stats.events, stats.memories, stats.forgotten) == (len(events), len(live), 1), "stats() does not count what is there"
+    )
+
+
+def is_telling(event: StoredEvent) -> bool:
+    return event.data is None or event.type != MemoryRemembered.__name__
+
+
+def content_of(event: StoredEvent) -> str:
+    """What a reader of the log with the key gets to see, cut to the width."""
+    if event.data is None:
+        return "(erased)"
+    content = getattr(event.data, "content", None)
+    return textwrap.shorten(content, width - 30, placeholder=" …") if content else "(none)"
+
+
+def replay(events: Iterable[StoredEvent]) -> dict[str | None, str]:
+    """Memory is a fold over events: this one keeps the content alone."""
+    live: dict[str | None, str] = {}
+    for event in events:
+        if isinstance(event.data, MemoryRemembered):
+            live[event.memory_id] = event.data.content
+        elif isinstance(event.data, MemoryUpdated) and isinstance(event.data.content, str):
+            live[event.memory_id] = event.data.content
+        elif event.type == "MemoryForgotten":
+            live.pop(event.memory_id, None)
+    return live
+
+
+# -- how it is told -------------------------------------------------------------------------------------------------------
+
+
+def chapter(title: str) -> None:
+    out.print()
+    out.print(Text(title, style="bold cyan"))
+    out.print()
+
+
+def paragraph(text: str, *, style: str = "", wrap: bool = True) -> None:
+    lines = wrapped(text, 2) if wrap else [text]
+    out.print(Text("\n".join("  " + line for line in lines), style=style), soft_wrap=True)
+
+
+def fact(name: str, text: str) -> None:
+    """A line of a list: a name, and what is to be said of it."""
+    first, *rest = wrapped(text, 16)
+    out.print(Text.assemble((f"    {name:12}", "dim"), "\n".join([first, *(" " * 16 + line for line in rest)])), soft_wrap=True)
+
+
+def show_memory(mark: str, memory: Memory) -> None:
+    """A memory in two columns: when and who, and what."""
+    first, *rest = wrapped(memory.content, 29)
+    said = "\n".join([first, *(" " * 29 + line for line in rest)])
+    head = f"{memory.occurred_at:%d %b %H:%M} {memory.speaker or '':5}"
+    out.print(Text.assemble(f"    {mark:4} ", (head, "dim"), "  ", said), soft_wrap=True)
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(text, max(width - indent, 20), break_on_hyphens=False) or [""]
+
+
+def asking(folder: Path) -> str:
+    return f"{sys.executable} -m memfold recall --target {folder} --session {SESSION} coriander"
+
+
+# -- small helpers --------------------------------------------------------------------------------------------------------
+
+
+def everything(store: MemoryStore) -> dict[str, Memory]:
+    """All live memories of the session, by id."""
+    return {memory.id: memory for memory in store.find(SESSION, limit=10_000).memories}
+
+
+def only(found: Iterable[Memory]) -> Memory:
+    memories = list(found)
+    check(len(memories) == 1, f"one memory was expected in the history, and there are {len(memories)}")
+    return memories[0]
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
     begun = time.perf_counter()
     return call(), time.perf_counter() - begun
-
-
-def chapter(number: str, title: str) -> None:
-    out.print(f"\n[bold cyan]{number}. {title}[/]\n")
-
-
-def say(text: str) -> None:
-    out.print(Padding(text, (0, 0, 0, 2)))
-
-
-def line(memory: Memory, mark: str) -> None:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=6)
-    table.add_column(width=22, style="dim", no_wrap=True)
-    table.add_column(ratio=1)
-    table.add_row(f"  {mark}", f"{memory.occurred_at:%d %b %H:%M} {memory.speaker or ''}", memory.content)
-    out.print(table)
 
 
 def check(holds: bool, problem: str) -> None:
