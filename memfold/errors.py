@@ -19,6 +19,9 @@
     ├── EmbeddedServerError    the embedded PostgreSQL could not be set up or started
     │   └── DataFolderVersion  the data folder belongs to another PostgreSQL major version
     ├── CorruptEvent           a stored event does not open with its key
+    ├── EmbedderFailed         the embedder raised, or returned something that is no unit vector a text
+    │   └── ModelFileError     a file of memfold's own models is missing or altered
+    ├── EmbeddingTimeout       not everything was embedded in the time given
     └── SettingsError          a setting or argument of the store itself is unusable
 
 A class exists where a caller would act differently. Facts are attributes; the message says what happened, where, and
@@ -212,6 +215,32 @@ class CorruptEvent(MemfoldError):
         self.position = position
         self.problem = problem
         super().__init__(f"event at position {position} {problem}: restore it from a backup; nothing was changed")
+
+
+class EmbedderFailed(MemfoldError):
+    """The embedder raised, or returned something it must not. Memories are stored all the same."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(f"the embedder {name} {problem}: mend it or give another; what was remembered is stored all the same")
+
+
+class ModelFileError(EmbedderFailed):
+    """A file of memfold's own models is missing or not the one that was shipped."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__("of this installation", f"cannot be loaded: {path} {problem}; install memfold again")
+
+
+class EmbeddingTimeout(MemfoldError):
+    """Not everything was embedded in the time given; the work goes on. `lag` is how many events still wait."""
+
+    def __init__(self, timeout_s: float, lag: int) -> None:
+        self.timeout_s = timeout_s
+        self.lag = lag
+        super().__init__(f"{lag} events were not embedded within {timeout_s:g} s: the work goes on, wait again or ask stats()")
 
 
 class SettingsError(MemfoldError):

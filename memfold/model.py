@@ -143,10 +143,14 @@ class Stats(Discreet, frozen=True, kw_only=True):
     """Counts of a session, or of the whole tenant.
 
     `position` is the settled position (of a session: its last event's). `database_bytes` is the size of the whole
-    database (None for a session); `views` and `view_bytes` count the folded views this process holds in RAM.
+    database (None for a session). `embedder` names the model of this store, and `embedding_lag` counts the events that wait
+    for their vector. `views` and `view_bytes` count the folded views this process holds in RAM.
     """
 
-    shown = ("sessions", "users", "memories", "forgotten", "events", "position", "database_bytes", "views", "view_bytes")
+    shown = (
+        *("sessions", "users", "memories", "forgotten", "events", "position", "database_bytes"),
+        *("embedder", "embedding_lag", "views", "view_bytes"),
+    )
 
     sessions: int
     users: int
@@ -155,6 +159,8 @@ class Stats(Discreet, frozen=True, kw_only=True):
     events: int
     position: int
     database_bytes: int | None
+    embedder: str
+    embedding_lag: int
     views: int
     view_bytes: int
 

@@ -11,6 +11,8 @@ import platformdirs
 
 from memfold.errors import SettingsError
 
+MAY_BE_ZERO = ("importance_weight", "recency_weight")
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How a store behaves. Every value has a default that serves a laptop.
@@ -23,6 +25,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     - `connect_timeout_s`: how long to wait for a connection, `statement_timeout_s` for an answer on it.
     - `settle_timeout_s`: how long `events` waits for transactions in flight before it ends at what is settled.
     - `async_threads`: threads of an `AsyncMemoryStore`.
+    - `importance_weight`, `recency_weight`: what these count in a recall, against 1 for the answer itself; 0 is off.
+    - `recency_half_life_days`: after how many days a memory's recency counts half.
     """
 
     pool_connections_max: int = 16
@@ -35,13 +39,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout_s: float = 60.0
     settle_timeout_s: float = 10.0
     async_threads: int = 16
+    importance_weight: float = 0.0
+    recency_weight: float = 0.0
+    recency_half_life_days: float = 30.0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if getattr(self, name) <= 0:
-                raise SettingsError(name, "must be greater than zero")
-        if self.append_connections >= self.pool_connections_max:
-            raise SettingsError("append_connections", "must leave a connection for readers: raise pool_connections_max")
+            least = 0 if name in MAY_BE_ZERO else None
+            value = getattr(self, name)
+            if not value > 0 and value != least:
+                raise SettingsError(name, "must be greater than zero" if least is None else "must not be below zero")
+        if self.append_connections + 2 > self.pool_connections_max:
+            raise SettingsError("append_connections", "must leave two connections for readers: raise pool_connections_max")
 
 
 class Environment(msgspec.Struct, frozen=True):

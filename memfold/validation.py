@@ -254,10 +254,10 @@ def score(value: object) -> float:
     return float(value)
 
 
-def wait(value: object) -> float:
+def wait(value: object, name: str = "wait_s") -> float:
     """How long to wait, in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InvalidQuery("wait_s", "must be a number of seconds, 0 or more")
+        raise InvalidQuery(name, "must be a number of seconds, 0 or more")
     return float(value)
 
 

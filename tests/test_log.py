@@ -11,7 +11,7 @@ from sqlalchemy import NullPool, create_engine
 
 from memfold import CorruptEvent
 from memfold.events import MemoryRemembered
-from memfold.eventstore import arrays, erase, reader, schema, sealing
+from memfold.eventstore import arrays, derived, reader, schema, sealing
 from memfold.eventstore.append import NO_DECISION, Committer, Request, Verdict
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import open_database
@@ -253,8 +253,8 @@ def test_embeddings_are_stored_only_beside_a_living_key(store):
     positions = [event.position for event in store.events()]
     store.forget(one.id)
     database, tenant = store._database, store._keyring.tenant
-    assert erase.store_embeddings(database, tenant, "m", positions, [b"x", b"y"]) == 1
-    assert erase.store_embeddings(database, tenant, "m", positions, [b"x", b"y"]) == 0
+    assert derived.store_embeddings(database, tenant, "m", positions, [b"x", b"y"]) == 1
+    assert derived.store_embeddings(database, tenant, "m", positions, [b"x", b"y"]) == 0
     found = database.rows("SELECT position, sealed FROM memfold.embeddings WHERE tenant_id = %s", (tenant,))
     assert [(row.position, row.sealed) for row in found] == [(positions[1], b"y")]
     store.forget(other.id)

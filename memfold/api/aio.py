@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from memfold.api.opening import MasterKey, Target
 from memfold.api.store import MemoryStore, utc_now
+from memfold.embedding import Embedder
 from memfold.model import StoredEvent
 from memfold.settings import Settings
 
@@ -48,8 +49,10 @@ class AsyncMemoryStore:
         master_key: MasterKey = None,
         settings: Settings | None = None,
         clock: Callable[[], datetime] = utc_now,
+        embedder: Embedder | None = None,
     ) -> None:
-        self._store = MemoryStore(target, tenant=tenant, master_key=master_key, settings=settings, clock=clock)
+        options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
+        self._store = MemoryStore(target, settings=settings, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 
     def __repr__(self) -> str:
@@ -70,6 +73,7 @@ class AsyncMemoryStore:
     remember = _forward(MemoryStore.remember)
     remember_many = _forward(MemoryStore.remember_many)
     update = _forward(MemoryStore.update)
+    flush = _forward(MemoryStore.flush)
     forget = _forward(MemoryStore.forget)
     forget_session = _forward(MemoryStore.forget_session)
     forget_user = _forward(MemoryStore.forget_user)

@@ -23,6 +23,7 @@ from memfold.eventstore.sealing import wrapping_key_id
 from memfold.eventstore.tail import Tail
 from memfold.model import Session, SessionPage, Stats, StoredEvent
 from memfold.projections.fold import memory_id_text
+from memfold.projections.follower import Follower
 from memfold.projections.view import FORGOTTEN, REMEMBERED
 from memfold.projections.views import Views, open_rows
 
@@ -30,10 +31,13 @@ from memfold.projections.views import Views, open_rows
 class Catalog:
     """What a tenant holds, seen from outside."""
 
-    def __init__(self, database: Database, keyring: Keyring, views: Views, *, settle_timeout_s: float) -> None:
+    def __init__(
+        self, database: Database, keyring: Keyring, views: Views, follower: Follower, *, settle_timeout_s: float
+    ) -> None:
         self._database = database
         self._keyring = keyring
         self._views = views
+        self._follower = follower
         self._settle_timeout_s = settle_timeout_s
 
     def sessions(self, user_id: str | None, limit: int, cursor: str | None) -> SessionPage:
@@ -77,6 +81,8 @@ class Catalog:
             events=counts["events"],
             position=position or 0,
             database_bytes=None if stream else self._database.row("SELECT pg_database_size(current_database()) AS size").size,
+            embedder=self._follower.model,
+            embedding_lag=self._follower.lag(stream.bytes if stream else None),
             views=views,
             view_bytes=view_bytes,
         )

@@ -17,9 +17,11 @@ from memfold.api.catalog import Catalog, from_cursor, session_place, to_cursor
 from memfold.api.opening import MasterKey, Target, open_target
 from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
+from memfold.embedding import Embedder, Encoder
 from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, SettingsError, StoreClosed
 from memfold.eventstore.append import Committer
 from memfold.eventstore.keyring import Keyring
+from memfold.minilm import default_embedder, static_embedder
 from memfold.model import (
     UNSET,
     Change,
@@ -28,7 +30,6 @@ from memfold.model import (
     NewMemory,
     Order,
     Page,
-    Recollection,
     Recollections,
     SessionPage,
     Stats,
@@ -36,9 +37,12 @@ from memfold.model import (
     UnsetType,
 )
 from memfold.projections import lookup
+from memfold.projections.embeddings import Embeddings
 from memfold.projections.filters import Condition, compile_filter, is_empty
+from memfold.projections.follower import Follower
 from memfold.projections.lookup import Lookup
-from memfold.projections.ranking import recollections
+from memfold.projections.ranking import Preferences
+from memfold.projections.recall import Recaller
 from memfold.projections.view import both, time_range
 from memfold.projections.views import Views
 from memfold.settings import Settings, environment
@@ -74,7 +78,8 @@ class MemoryStore:
     `target` is None (an embedded PostgreSQL in the user's data folder), a folder (embedded there), or `postgresql://…`.
     `tenant` keeps customers apart: nothing of one is visible to another. `master_key` is 32 bytes in base64url, or a
     `KeyService`; it defaults to `MEMFOLD_MASTER_KEY`, and for an embedded store to the file `master.key` in its folder.
-    `clock` returns the current time as an aware datetime. Safe to use from many threads; not across a fork.
+    `clock` returns the current time as an aware datetime. `embedder` makes the vectors that recall by meaning compares; it
+    defaults to the MiniLM model that comes with memfold. Safe to use from many threads; not across a fork.
 
     Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
     """
@@ -87,9 +92,11 @@ class MemoryStore:
         master_key: MasterKey = None,
         settings: Settings | None = None,
         clock: Callable[[], datetime] = utc_now,
+        embedder: Embedder | None = None,
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
+        encoder = Encoder(embedder or default_embedder())
         self._pid = os.getpid()
         self._closed = True
         self._settings = settings or Settings()
@@ -104,19 +111,29 @@ class MemoryStore:
             self._release()
             raise
         self._views = Views(self._database, self._keyring, self._settings)
-        self._put_together(clock)
+        self._put_together(clock, encoder)
         if not self._database.has_role:
             logger.warning("the role memfold_app could not be made or taken: triggers alone keep the log immutable")
         self._closed = False
 
-    def _put_together(self, clock: Callable[[], datetime]) -> None:
+    def _put_together(self, clock: Callable[[], datetime], encoder: Encoder) -> None:
         database, keyring, settings = self._database, self._keyring, self._settings
         retries_max = settings.retries_max
         self._lookup = Lookup(database, keyring, self._views)
         self._committer = Committer(database, keyring.tenant, settings)
         self._writer = Writer(database, keyring, self._committer, self._lookup, clock=clock, retries_max=retries_max)
         self._forgetter = Forgetter(database, keyring, self._views, self._lookup, clock=clock, retries_max=retries_max)
-        self._catalog = Catalog(database, keyring, self._views, settle_timeout_s=settings.settle_timeout_s)
+        embeddings = Embeddings(database, keyring.tenant, encoder)
+        self._follower = Follower(database, keyring, embeddings)
+        self._recaller = Recaller(
+            keyring.tenant,
+            self._views,
+            embeddings,
+            Encoder(static_embedder(), seconds_a_text=0.0001),
+            preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
+            clock=clock,
+        )
+        self._catalog = Catalog(database, keyring, self._views, self._follower, settle_timeout_s=settings.settle_timeout_s)
 
     def __repr__(self) -> str:
         return f"MemoryStore({'closed' if self._closed else 'open'})"
@@ -128,12 +145,16 @@ class MemoryStore:
         self.close()
 
     def close(self) -> None:
-        """Close the store. The embedded server stops when its last user closes. Closing twice is harmless."""
+        """Close the store. The embedded server stops when its last user closes. Closing twice is harmless.
+
+        What is not embedded yet is left to the next process that remembers or recalls it.
+        """
         if self._closed:
             return
         self._closed = True
         if os.getpid() != self._pid:
             return
+        self._follower.close()
         self._views.close()
         self._committer.close()
         self._database.close()
@@ -181,7 +202,9 @@ class MemoryStore:
         )
         session_id, user_id, key = _names(session_id, user_id, idempotency_key)
         events = [validation.to_event(memory)]
-        return self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)[0]
+        memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+        self._follower.wake()
+        return memories[0]
 
     def remember_many(
         self,
@@ -206,7 +229,9 @@ class MemoryStore:
         session_id, user_id, key = _names(session_id, user_id, idempotency_key)
         if not events:
             return []
-        return self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+        memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+        self._follower.wake()
+        return memories
 
     def update(
         self,
@@ -240,7 +265,23 @@ class MemoryStore:
         if expected_version is not None and (isinstance(expected_version, bool) or not isinstance(expected_version, int)):
             raise InvalidMemory("expected_version", f"is {type(expected_version).__name__}: give a whole number")
         key = None if idempotency_key is None else validation.name("idempotency_key", idempotency_key)
-        return self._writer.update(memory_id, event, expected_version=expected_version, idempotency_key=key)
+        memory = self._writer.update(memory_id, event, expected_version=expected_version, idempotency_key=key)
+        self._follower.wake()
+        return memory
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything that was remembered before this call is embedded, by whatever process; None: however long.
+
+        Nothing needs this: `recall` embeds what it needs. It is for measuring, and before a process ends for long.
+
+        Raises:
+            EmbeddingTimeout: it took longer than `timeout_s`; the work goes on.
+            EmbedderFailed: the embedder fails on some of it.
+        """
+        self._check()
+        if timeout_s is not None:
+            validation.wait(timeout_s, "timeout_s")
+        self._follower.flush(timeout_s)
 
     # -- forgetting ----------------------------------------------------------------------------------------------------
 
@@ -352,25 +393,21 @@ class MemoryStore:
     ) -> Recollections:
         """The memories of a session that answer `query` best, best first, with a score in [0, 1].
 
-        Sees every remember that was acknowledged before the call, by any process. The query is plain text: its words are
-        looked for in any form, and no character of it is special. `wait_s` bounds how long an answer may wait for what it
-        needs; words need no waiting.
+        Sees every remember that was acknowledged before the call, by any process. They are found by meaning and by words;
+        a score means the same for every query, and `parts` says what it is made of. The query is plain text: no character
+        of it is special. `wait_s` bounds how long the answer may wait for vectors that are not there yet; after that a
+        quicker model answers for the whole session, or words alone, and `.model` says which.
 
         Raises:
             InvalidQuery, FilterError: an argument makes no sense; an empty query, a limit outside 1 to 10,000.
+            EmbedderFailed: the query cannot be embedded.
         """
         self._check()
         session_id, limit = validation.session(session_id), validation.limit(limit)
         query, min_score = validation.query(query), validation.score(min_score)
         validation.wait(wait_s)
-        condition = self._restriction(where, before, after)
-        with self._views.session(session_id) as view:
-            if view is None:
-                return Recollections([], position=0)
-            hits = view.search(query, condition, limit=limit)
-            position = view.position
-        found: list[Recollection] = recollections(hits, min_score=min_score)
-        return Recollections(found, position=position)
+        where_ = self._restriction(where, before, after)
+        return self._recaller.recall(query, session_id, where_, limit=limit, min_score=min_score, wait_s=wait_s)
 
     def history(self, memory_id: str) -> list[Change]:
         """Every version of a memory, first to last; of a forgotten one the changes without content.

@@ -120,13 +120,3 @@ def _erased_streams(database: Database, tenant: int, position: int, streams: Seq
 
 def _erased(fact: Any, memory_ids: list[bytes], positions: list[int]) -> Erased:
     return Erased(fact.position, fact.recorded_at.astimezone(UTC), memory_ids, positions)
-
-
-def store_embeddings(database: Database, tenant: int, model: str, positions: Sequence[int], sealed: Sequence[bytes]) -> int:
-    """Store what was derived from events, one blob a position, only where the event's key still stands; return how many.
-
-    Each blob must be sealed under its event's `vector_label(model)` subkey. Storing again changes nothing.
-    """
-    parameters = (tenant, model, arrays.int_array(positions, arrays.INT8), arrays.bytea_array(sealed))
-    query = "SELECT memfold.store_embeddings(%s, %s, %b, %b)"
-    return int(database.read(lambda connection: fetch(connection, query, parameters)[0]))

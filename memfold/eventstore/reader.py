@@ -4,7 +4,7 @@ Rows come back with what is left of them; opening them is `codec`'s. A range is 
 PostgreSQL does not carry `position > x AND position <= y` across the join (twice as fast in pages, see docs/log.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,6 +34,14 @@ LEFT JOIN memfold.payloads p ON p.tenant_id = e.tenant_id AND p.position = e.pos
 LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
 WHERE e.tenant_id = %(tenant)s AND e.stream_id = %(stream)s AND e.version > %(after)s AND e.version <= %(upto)s
 ORDER BY e.version"""
+
+MEMORIES = f"""
+SELECT {FIELDS}
+FROM memfold.events e
+LEFT JOIN memfold.payloads p ON p.tenant_id = e.tenant_id AND p.position = e.position
+LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+WHERE e.tenant_id = %(tenant)s AND e.memory_id = ANY(%(memories)s)
+ORDER BY e.position"""
 
 # The mapping from name to stream is read with the events, in one snapshot: no process serves a session that is gone.
 # A stream or user that changed under the caller is read from its beginning.
@@ -75,6 +83,12 @@ def read_stream(database: Database, tenant: int, stream: bytes, after: int = 0, 
     """The events of a stream with `after` < version <= `upto`, in order."""
     parameters = {"tenant": tenant, "stream": arrays.uuid(stream), "after": after, "upto": upto}
     return [Row(*row) for row in database.read(lambda connection: _fetch(connection, STREAM, parameters))]
+
+
+def read_memories(database: Database, tenant: int, memory_ids: Sequence[bytes]) -> list[Row]:
+    """All events of these memories, in order."""
+    parameters = {"tenant": tenant, "memories": arrays.uuid_array(memory_ids)}
+    return [Row(*row) for row in database.read(lambda connection: _fetch(connection, MEMORIES, parameters))]
 
 
 def read_log(database: Database, tenant: int, after: int, upto: int, page: int = PAGE_EVENTS) -> Iterator[list[Row]]:

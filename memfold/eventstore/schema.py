@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 SCHEMA = "memfold"
 KEYS = "memfold_keys"
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 
 metadata = MetaData()
@@ -77,6 +77,16 @@ embeddings = Table(
     _required("model", Text),
     _required("sealed", LargeBinary),
     PrimaryKeyConstraint("tenant_id", "position", "model", name="embeddings_pkey"),
+    schema=SCHEMA,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("name", Text),
+    _required("position", BigInteger),
+    PrimaryKeyConstraint("tenant_id", "name", name="checkpoints_pkey"),
     schema=SCHEMA,
 )
 

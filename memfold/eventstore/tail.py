@@ -23,10 +23,13 @@ PAUSE_S = (0.001, 0.01)  # between ticks while something is in flight: at first,
 
 
 class Tail:
-    """Follows the settled position for one reader. Not for use by several threads at once; close it, or use `with`."""
+    """Follows the settled position for one reader, on a connection of its own or that of `lease`.
 
-    def __init__(self, database: Database) -> None:
-        self._lease = Lease(database)
+    Not for use by several threads at once; close it, or use `with`.
+    """
+
+    def __init__(self, database: Database, lease: Lease | None = None) -> None:
+        self._lease = lease or Lease(database)
         self._windows: deque[tuple[int, set[str]]] = deque()
         self.settled = 0
 

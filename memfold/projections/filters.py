@@ -58,6 +58,10 @@ class Condition(NamedTuple):
         return f"Condition({self.sql!r}, {len(self.values)} values)"
 
 
+ALL = Condition("(1)", ())
+"""What an empty filter compiles to."""
+
+
 def compile_filter(where: Mapping[str, Any]) -> Condition:
     """Return the condition that holds for exactly the memories `where` describes. An empty filter holds for all.
 

@@ -51,3 +51,8 @@ def given(event: MemoryUpdated) -> Iterator[tuple[str, Any]]:
         value = getattr(event, name)
         if value is not UNSET:
             yield name, value
+
+
+def text_of(content: str, speaker: str | None) -> str:
+    """What of a memory is searched, by words and by meaning."""
+    return f"{speaker}: {content}" if speaker else content

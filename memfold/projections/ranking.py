@@ -1,18 +1,128 @@
-"""From hits to recollections: one pure function that says how good each is.
+"""How good an answer each row is: one pure function of what is known about the rows and the query.
 
-A score must mean the same for every query, so it is not scaled by the best hit. BM25 weights have no upper end; they are
-mapped to [0, 1) by w / (w + HALF), which keeps their order.
+The fixed mix: half the meaning (cosine; of the row, and a quarter of the row before it), half the words (BM25; of the row,
+and of the row together with the one before it), then a share of the neighbours' own scores, and a bonus for the rows of a
+speaker whom the query names. A turn of a conversation is often understood only by the turns around it: an answer does not
+repeat the words of its question.
+
+Nothing here depends on the other answers to the same query, so a score means the same for every query. A BM25 weight has no
+upper end, so it counts as w / (w + HALF); the sum of all, m, becomes 1 - exp(-m), in [0, 1): the more is known already, the
+less one more sign adds. Weights were set beforehand (convex combination: Bruch et al. 2023), checked on LoCoMo dev, and
+found flat around here; see docs/decisions.md.
 """
 
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from memfold.model import Recollection
-from memfold.projections.view import Hit
+import numpy as np
+from numpy.typing import NDArray
 
-HALF = 6.0  # the BM25 weight that scores 0.5: about what two rare words of a query bring in a conversation of 500 turns
+from memfold.projections.words import Floats, Matches
+
+MEANING, MEANING_BEFORE = 0.5, 0.25
+WORDS, WORDS_PAIRED, HALF = 0.5, 0.4, 10.0
+BEFORE, AFTER = 0.2, 0.25
+NAMED = 0.2
 
 
-def recollections(hits: Iterable[Hit], *, min_score: float) -> list[Recollection]:
-    """Hits as recollections, in the same order, without those below `min_score`."""
-    scored = ((hit, hit.words / (hit.words + HALF)) for hit in hits)
-    return [Recollection(memory=hit.memory, score=score, parts={"words": score}) for hit, score in scored if score >= min_score]
+@dataclass(frozen=True)
+class Preferences:
+    """What besides the query makes a memory worth recalling: weights from 0 (off), against 1 for the answer itself.
+
+    `recency` halves every `recency_half_life_days`.
+    """
+
+    importance: float = 0.0
+    recency: float = 0.0
+    recency_half_life_days: float = 30.0
+
+
+class Evidence(NamedTuple):
+    """What is known of the live rows, in order of the stream: one value a row.
+
+    `similarities` are cosines with the query; None if there is no vector to ask with. `named` says whose speaker the query
+    names. `importance` is in [0, 1], `age_days` is how long ago it occurred.
+    """
+
+    similarities: Floats | None
+    matches: Matches
+    named: NDArray[np.bool_]
+    importance: Floats
+    age_days: Floats
+
+
+class Scores(NamedTuple):
+    """The score of every row, in [0, 1), and the parts that add up to it, by name."""
+
+    total: Floats
+    parts: dict[str, Floats]
+
+
+def score(evidence: Evidence, preferences: Preferences) -> Scores:
+    """How good an answer each row is."""
+    words = _words(evidence.matches)
+    meaning = np.zeros_like(words) if evidence.similarities is None else _meaning(evidence.similarities)
+    own = meaning + words
+    parts = {
+        "meaning": meaning,
+        "words": words,
+        "neighbours": np.float32(BEFORE) * previous(own) + np.float32(AFTER) * following(own),
+        "speaker": np.float32(NAMED) * evidence.named,
+    }
+    if preferences.importance:
+        parts["importance"] = np.float32(preferences.importance) * evidence.importance
+    if preferences.recency:
+        age = np.maximum(evidence.age_days, 0) / np.float32(preferences.recency_half_life_days)
+        parts["recency"] = np.float32(preferences.recency) * np.exp2(-age)
+    mixed = np.sum(list(parts.values()), axis=0, dtype=np.float32)
+    total = -np.expm1(-mixed)
+    share = np.divide(total, mixed, out=np.zeros_like(mixed), where=mixed > 0)
+    return Scores(total, {name: np.asarray(part * share, np.float32) for name, part in parts.items()})
+
+
+def _meaning(similarities: Floats) -> Floats:
+    mixed = np.float32(1 - MEANING_BEFORE) * similarities + np.float32(MEANING_BEFORE) * previous(similarities)
+    return np.asarray(np.float32(MEANING) * np.clip(mixed, 0, 1), np.float32)
+
+
+def _words(matches: Matches) -> Floats:
+    weight = np.float32(1 - WORDS_PAIRED) * matches.alone + np.float32(WORDS_PAIRED) * matches.paired
+    return np.asarray(np.float32(WORDS) * weight / (weight + np.float32(HALF)), np.float32)
+
+
+def previous(values: Floats) -> Floats:
+    """Of each row the value of the one before it; 0 for the first."""
+    shifted = np.zeros_like(values)
+    shifted[1:] = values[:-1]
+    return shifted
+
+
+def following(values: Floats) -> Floats:
+    """Of each row the value of the one after it; 0 for the last."""
+    shifted = np.zeros_like(values)
+    shifted[:-1] = values[1:]
+    return shifted
+
+
+def looked_at(allowed: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The rows whose similarities are needed to score `allowed`, of `count` in all: theirs, and their neighbours'.
+
+    A row's own score looks at the row before it, and a neighbour's score too.
+    """
+    if 2 * len(allowed) > count:
+        return np.arange(count)
+    near = np.zeros(count + 3, np.bool_)
+    for step in (0, 1, 2, 3):
+        near[allowed + step] = True
+    return np.flatnonzero(near[2 : count + 2])
+
+
+def best(scores: Floats, allowed: NDArray[np.int64], limit: int, min_score: float) -> NDArray[np.int64]:
+    """The `limit` best of the rows `allowed`, best first, of equals the older first, none below `min_score`."""
+    given = scores[allowed]
+    if len(given) > limit:
+        threshold = np.partition(given, len(given) - limit)[len(given) - limit]
+        allowed = allowed[given >= threshold]
+        given = scores[allowed]
+    order = np.argsort(-given, kind="stable")[:limit]
+    return allowed[order[given[order] >= np.float32(min_score)]]

@@ -1,29 +1,42 @@
-"""A session folded into RAM: rows, full text and history in one in-memory SQLite database.
+"""A session folded into RAM: rows and history in an in-memory SQLite database, their words, and their vectors.
 
 `apply` is the fold: a plain function of (view, event). Folding a stream from its first event, or continuing a view that
 saw a part of it, gives the same view; a view can be dropped at any time. Nothing of it touches a disk.
+
+Vectors come later than rows, from outside: the view says which it lacks and is given them. Every row has a slot, a place in
+the arrays that words and vectors are searched by; a forgotten row leaves an empty slot until the view is renumbered.
 
 A view is not safe for several threads at once; `views.Views` lends it to one at a time.
 """
 
 import sqlite3
 import uuid
-from collections.abc import Iterable, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, MemoryUpdated, SessionForgotten
-from memfold.eventstore.codec import LoggedEvent
-from memfold.model import Change, ChangeType, Memory, Order
-from memfold.projections import fold
-from memfold.projections.filters import FUNCTIONS, Condition
-from memfold.projections.words import match_expression
+from memfold.eventstore.codec import LoggedEvent, Row
+from memfold.eventstore.sealing import WrappingKey
+from memfold.model import Change, ChangeType, Memory, Order, Recollection
+from memfold.projections import fold, ranking
+from memfold.projections.filters import ALL, FUNCTIONS, Condition
+from memfold.projections.words import Floats, Slots, Words, asked_for, plain_words
+
+if TYPE_CHECKING:
+    from memfold.projections.vectors import VectorIndex
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 BASE_BYTES = 100_000  # what an empty in-memory database with its prepared statements takes
+TOMBSTONES_MAX = 1_000  # empty slots before a view is renumbered, if they are also half of all
 
 REMEMBERED, UPDATED, FORGOTTEN, CLOSED = (
     NUMBERS[event] for event in (MemoryRemembered, MemoryUpdated, MemoryForgotten, SessionForgotten)
@@ -64,11 +77,24 @@ COLUMNS = (
 )
 
 
-class Hit(NamedTuple):
-    """A memory whose words matched, with the BM25 weight of the match (greater is better)."""
+class Wanted(NamedTuple):
+    """A row that lacks its vector: its newest event, that event's key as it is stored, and the text to embed."""
 
-    memory: Memory
-    words: float
+    row: int
+    position: int
+    event_id: bytes
+    wrapped_key: bytes
+    text: str
+
+
+class Question(NamedTuple):
+    """What is asked: a query, its vector by the model of that name (None: by words alone), and what else counts."""
+
+    text: str
+    model: str | None
+    vector: Floats | None
+    preferences: ranking.Preferences
+    now: datetime
 
 
 class SessionView:
@@ -80,8 +106,18 @@ class SessionView:
         self.user_id = user_id
         self.version = 0
         self.position = 0
+        self.key: WrappingKey | None = None  # the user's, under which the keys of the events are wrapped
         self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, cached_statements=64)
-        self._db.executescript(SCHEMA + PRIOR)
+        self._db.executescript(SCHEMA)
+        self._words = Words()
+        self._vectors: dict[str, VectorIndex] = {}
+        # Of every slot: its row, whether the row is live, the position of its newest event, and a number for its speaker.
+        self._rows = array("q")
+        self._live = bytearray()
+        self._positions = array("q")
+        self._speakers = array("I")
+        self._speaker_numbers: dict[str | None, int] = {None: 0}
+        self._keys: dict[int, tuple[bytes, bytes]] = {}  # of each row: its newest event's id and wrapped key
         for name, arguments, function in FUNCTIONS:
             self._db.create_function(name, arguments, function, deterministic=True)
 
@@ -92,33 +128,103 @@ class SessionView:
     def size_bytes(self) -> int:
         """About how much RAM the view holds."""
         pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-        return int(pages * size) + BASE_BYTES
+        arrays = 21 * len(self._rows) + 300 * len(self._keys) + self._words.size_bytes()
+        return int(pages * size) + arrays + sum(index.size_bytes() for index in self._vectors.values()) + BASE_BYTES
 
     # -- folding -------------------------------------------------------------------------------------------------------
 
     def fold(self, events: Iterable[LoggedEvent]) -> None:
-        """Apply events in stream order: all of them, or none if one fails."""
-        version, position = self.version, self.position
+        """Apply events in stream order. If opening one fails, none is applied; if applying one does, drop the view."""
+        opened = list(events)
         self._db.execute("BEGIN")
-        try:
-            for event in events:
-                apply(self, event)
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            self.version, self.position = version, position
-            raise
+        for event in opened:
+            apply(self, event)
         self._db.execute("COMMIT")
+        empty = len(self._live) - sum(self._live)
+        if empty > TOMBSTONES_MAX and 2 * empty > len(self._live):
+            self._renumber()
 
-    def insert(self, memory: Memory, *, row: int, position: int) -> None:
-        """Add a memory and its words."""
+    def insert(self, memory: Memory, *, row: int, position: int, event: Row) -> None:
+        """Add a memory and its words; `event` is the one that made it what it is."""
         values = (*_stored(memory), position, row)
         self._db.execute(f"INSERT INTO memories ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        self._db.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (row, _text(memory)))
+        slot = bisect_left(self._rows, row)
+        if slot == len(self._rows) or self._rows[slot] != row:
+            # Rows rise with the stream, so a new one is last; an update finds the slot its memory had.
+            self._rows.append(row)
+            self._live.append(0)
+            self._positions.append(0)
+            self._speakers.append(0)
+        self._live[slot] = 1
+        self._positions[slot] = position
+        self._speakers[slot] = self._speaker_numbers.setdefault(memory.speaker, len(self._speaker_numbers))
+        self._keys[row] = (event.event_id, event.wrapped_key or b"")
+        self._words.add(slot, fold.text_of(memory.content, memory.speaker))
 
     def remove(self, memory: Memory, *, row: int) -> None:
-        """Take a memory and its words out."""
-        self._db.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", (row, _text(memory)))
+        """Take a memory, its words and its vectors out."""
         self._db.execute("DELETE FROM memories WHERE row = ?", (row,))
+        slot = bisect_left(self._rows, row)
+        self._live[slot] = 0
+        self._words.remove(slot, fold.text_of(memory.content, memory.speaker))
+        for index in self._vectors.values():
+            index.clear(slot)
+        self._keys.pop(row, None)
+
+    def _renumber(self) -> None:
+        """Close the gaps that forgotten rows left."""
+        slots = self._slots()
+        self._words.renumber(slots)
+        for index in self._vectors.values():
+            index.renumber(slots)
+        for name in ("_rows", "_positions", "_speakers"):
+            old = getattr(self, name)
+            setattr(self, name, array(old.typecode, np.asarray(old)[slots].tobytes()))
+        self._live = bytearray(b"\1" * len(slots))
+
+    # -- vectors -------------------------------------------------------------------------------------------------------
+
+    def lacks(self, model: str) -> list[Wanted]:
+        """The live rows that have no vector of this model, in order of the stream."""
+        slots, index = self._slots(), self._vectors.get(model)
+        missing = slots if index is None else index.missing(slots)
+        if not len(missing):
+            return []
+        rows = [self._rows[slot] for slot in missing]
+        texts = self._texts(rows)
+        return [
+            Wanted(row, self._positions[slot], *self._keys[row], texts[row]) for slot, row in zip(missing, rows, strict=True)
+        ]
+
+    def give(self, model: str, wanted: Sequence[Wanted], vectors: Mapping[int, Floats]) -> None:
+        """Set vectors, by position; of rows that have changed since `lacks` told of them, nothing is set."""
+        slots, given = [], []
+        for want in wanted:
+            slot = bisect_left(self._rows, want.row)
+            known = slot < len(self._rows) and self._rows[slot] == want.row and self._positions[slot] == want.position
+            if known and self._live[slot] and want.position in vectors:
+                slots.append(slot)
+                given.append(vectors[want.position])
+        if slots:
+            self._index(model, len(given[0])).put(np.array(slots, np.int64), np.stack(given))
+
+    def drop_vectors(self, model: str) -> None:
+        """Drop all vectors of a model."""
+        self._vectors.pop(model, None)
+
+    def _index(self, model: str, dimension: int) -> "VectorIndex":
+        from memfold.projections.vectors import VectorIndex  # faiss takes as long to import as a view to fold
+
+        index = self._vectors.get(model)
+        if index is None:
+            index = self._vectors[model] = VectorIndex(dimension)
+        return index
+
+    def _texts(self, rows: Sequence[int]) -> dict[int, str]:
+        query = "SELECT row, content, speaker FROM memories WHERE row BETWEEN ? AND ?"
+        wanted = set(rows)
+        found = self._db.execute(query, (rows[0], rows[-1]))
+        return {row: fold.text_of(content, speaker) for row, content, speaker in found if row in wanted}
 
     def keep_past(  # noqa: PLR0917
         self, memory_id: bytes, version: int, type_number: int, at: datetime, position: int, memory: Memory | None
@@ -174,18 +280,66 @@ class SessionView:
         """The ids of the live memories that match, in the order they were remembered."""
         return [row[0] for row in self._db.execute(f"SELECT id FROM memories WHERE {where.sql} ORDER BY row", where.values)]
 
-    def search(self, query: str, where: Condition, *, limit: int) -> list[Hit]:
-        """The memories whose words match best, best first; of equals the older first."""
-        expression = match_expression(query)
-        if not expression:
+    def search(self, question: Question, where: Condition, *, limit: int, min_score: float) -> list[Recollection]:
+        """The memories that answer best, best first; of equals the older first.
+
+        Every row that `where` leaves is ranked, so the answer is exact. With a vector, no row may lack one of that model.
+        """
+        slots = self._slots()
+        allowed = self._allowed(where, slots)
+        if not len(allowed):
             return []
-        columns = ", ".join(f"m.{name}" for name in COLUMNS.split(", "))
-        rows = self._db.execute(
-            f"""SELECT {columns}, -bm25(words) AS weight FROM words JOIN memories m ON m.row = words.rowid
-                WHERE words MATCH ? AND {where.sql} ORDER BY weight DESC, m.row LIMIT ?""",
-            (expression, *where.values, limit),
-        ).fetchall()
-        return [Hit(self._memory(row), row[15]) for row in rows]
+        scores = ranking.score(self._evidence(question, slots, allowed), question.preferences)
+        best = ranking.best(scores.total, allowed, limit, min_score)
+        memories = self._memories([self._rows[slots[at]] for at in best])
+        return [
+            Recollection(
+                memory=memory,
+                score=float(scores.total[at]),
+                parts={name: float(part[at]) for name, part in scores.parts.items()},
+            )
+            for at, memory in zip(best, memories, strict=True)
+        ]
+
+    def _evidence(self, question: Question, slots: Slots, allowed: Slots) -> ranking.Evidence:
+        similarities = None
+        if question.vector is not None and question.model in self._vectors:
+            near = ranking.looked_at(allowed, len(slots))
+            similarities = np.zeros(len(slots), np.float32)
+            similarities[near] = self._vectors[question.model].similarities(question.vector, slots[near])
+        importance = age_days = np.zeros(0, np.float32)
+        if question.preferences.importance or question.preferences.recency:
+            rows = self._db.execute("SELECT importance, occurred_at FROM memories ORDER BY row").fetchall()
+            importance = np.array([row[0] for row in rows], np.float32)
+            age_days = np.array([(_micros(question.now) - row[1]) / 86_400e6 for row in rows], np.float32)
+        return ranking.Evidence(
+            similarities=similarities,
+            matches=self._words.match(asked_for(question.text), slots),
+            named=self._named(question.text, slots),
+            importance=importance,
+            age_days=age_days,
+        )
+
+    def _named(self, query: str, slots: Slots) -> NDArray[np.bool_]:
+        asked = set(plain_words(query))
+        named = [bool(speaker and asked.intersection(plain_words(speaker))) for speaker in self._speaker_numbers]
+        return np.array(named)[np.frombuffer(self._speakers, np.uint32)[slots]]
+
+    def _slots(self) -> Slots:
+        """The slots of the live rows, in order of the stream."""
+        return np.flatnonzero(np.frombuffer(self._live, np.uint8))
+
+    def _allowed(self, where: Condition, slots: Slots) -> Slots:
+        """Which of `slots` a condition leaves, as places among them."""
+        if where == ALL:
+            return np.arange(len(slots))
+        rows = [row for (row,) in self._db.execute(f"SELECT row FROM memories WHERE {where.sql} ORDER BY row", where.values)]
+        return np.searchsorted(np.asarray(self._rows)[slots], np.array(rows, np.int64))
+
+    def _memories(self, rows: Sequence[int]) -> list[Memory]:
+        marks = ", ".join("?" * len(rows))
+        found = {row[14]: row for row in self._db.execute(f"SELECT {COLUMNS} FROM memories WHERE row IN ({marks})", rows)}
+        return [self._memory(found[row]) for row in rows]
 
     def history(self, memory_id: bytes) -> list[Change]:
         """Every version of a memory, first to last; empty if it never was in this session."""
@@ -220,18 +374,20 @@ class SessionView:
             )
         return changes
 
-    def dump(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Everything the view holds, in order, for comparing two views: rows, past, and the words of every row."""
-        words = []
-        for (row,) in self._db.execute("SELECT row FROM memories ORDER BY row"):
-            found = self._db.execute("SELECT id, sz FROM words_docsize WHERE id = ?", (row,)).fetchone()
-            words.append(found)
-        total = self._db.execute("SELECT count(*) FROM words_docsize").fetchone()[0]
+    def dump(self, model: str | None = None) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+        """Everything the view holds, in order, for comparing two views: rows, past, words, and the vectors of `model`."""
+        slots = self._slots()
+        index = self._vectors.get(model or "")
         return (
             self._db.execute(f"SELECT {COLUMNS} FROM memories ORDER BY row").fetchall(),
             self._db.execute("SELECT * FROM past ORDER BY id, version").fetchall(),
-            [*words, total],
+            self._words.dump(slots),
+            index.dump(slots).tolist() if index else [],
         )
+
+    def digest(self, model: str | None = None) -> str:
+        """SHA-256 over `dump`, in hexadecimal: two views of equal digests answer alike."""
+        return sha256(msgspec.msgpack.encode(self.dump(model))).hexdigest()
 
     def _memory(self, row: Sequence[Any]) -> Memory:
         return Memory(
@@ -275,7 +431,7 @@ def _apply_remembered(view: SessionView, event: LoggedEvent, memory_id: bytes) -
     memory = fold.remembered(
         data, memory_id=memory_id, session_id=view.session_id, user_id=view.user_id, recorded_at=row.recorded_at
     )
-    view.insert(memory, row=row.version, position=row.position)
+    view.insert(memory, row=row.version, position=row.position, event=row)
 
 
 def _apply_updated(view: SessionView, event: LoggedEvent, memory_id: bytes) -> None:
@@ -288,7 +444,7 @@ def _apply_updated(view: SessionView, event: LoggedEvent, memory_id: bytes) -> N
         return
     memory, place, position = live
     _retire(view, memory_id, memory, place, position, keep=True)
-    view.insert(fold.updated(memory, data, recorded_at=row.recorded_at), row=place, position=row.position)
+    view.insert(fold.updated(memory, data, recorded_at=row.recorded_at), row=place, position=row.position, event=row)
 
 
 def _apply_forgotten(view: SessionView, event: LoggedEvent, memory_id: bytes) -> None:
@@ -312,19 +468,23 @@ def _retire(view: SessionView, memory_id: bytes, memory: Memory, place: int, pos
 
 def both(one: Condition, other: Condition) -> Condition:
     """The condition that holds where both hold."""
+    if other == ALL:
+        return one
+    if one == ALL:
+        return other
     return Condition(f"({one.sql}) AND ({other.sql})", (*one.values, *other.values))
 
 
 def time_range(before: datetime | None, after: datetime | None) -> Condition:
     """`after` <= occurred_at < `before`; None leaves an end open."""
-    parts, values = ["1"], []
+    parts, values = [], []
     if after is not None:
         parts.append("occurred_at >= ?")
         values.append(_micros(after))
     if before is not None:
         parts.append("occurred_at < ?")
         values.append(_micros(before))
-    return Condition(" AND ".join(parts), tuple(values))
+    return Condition(" AND ".join(parts), tuple(values)) if parts else ALL
 
 
 def _stored(memory: Memory) -> tuple[Any, ...]:
@@ -341,10 +501,6 @@ def _stored(memory: Memory) -> tuple[Any, ...]:
         memory.version,
         memory.status,
     )
-
-
-def _text(memory: Memory) -> str:
-    return f"{memory.speaker}: {memory.content}" if memory.speaker else memory.content
 
 
 def _micros(time: datetime) -> int:

@@ -55,6 +55,7 @@ class Views:
                 yield slot.view
             finally:
                 slot.used_at = time.monotonic()
+                slot.size_bytes = slot.view.size_bytes() if slot.view else 0
                 if self._slots.get(session_id) is not slot:
                     _empty(slot)  # dropped while we waited for it: nobody else will find it
         self._shrink()
@@ -131,9 +132,14 @@ class Views:
         if slot.view is None or slot.view.stream != found.stream:
             _empty(slot)
             slot.view = SessionView(found.stream, ref.session_id, ref.user_id)
+        slot.view.key = ref.key
         if found.rows:
-            slot.view.fold(open_rows(found.rows, keyring.tenant, {ref.key.id: ref.key}, gone_is_erased=False))
-            slot.size_bytes = slot.view.size_bytes()
+            events = list(open_rows(found.rows, keyring.tenant, {ref.key.id: ref.key}, gone_is_erased=False))
+            try:
+                slot.view.fold(events)
+            except BaseException:
+                _empty(slot)  # half folded: the next reader folds it anew
+                raise
 
     def _shrink(self) -> None:
         """Drop the views used longest ago until the others fit."""

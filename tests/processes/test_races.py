@@ -24,7 +24,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from memfold import Contended, MemoryForgotten, MemoryStore, Settings, StoreUnavailable, VersionConflict
-from memfold.eventstore import erase
+from memfold.eventstore import derived
 from memfold.eventstore.append import Verdict, call
 
 PATIENCE_S = 20
@@ -327,7 +327,7 @@ def test_forgetting_a_user_also_takes_the_session_that_was_opened_meanwhile(make
 
 
 def vectors(store: MemoryStore, positions: list[int]) -> int:
-    return erase.store_embeddings(store._database, store._keyring.tenant, "m", positions, [b"sealed"] * len(positions))
+    return derived.store_embeddings(store._database, store._keyring.tenant, "m", positions, [b"sealed"] * len(positions))
 
 
 def test_a_derivative_that_comes_while_its_source_is_being_forgotten_is_not_stored(make_store, server_url, threads):

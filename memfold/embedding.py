@@ -1,0 +1,128 @@
+"""From texts to vectors: what an embedder must be, and the wrapper that holds one to it.
+
+memfold's own two are in `minilm`; any sentence-transformers model is here, imported when used. Whatever an embedder
+returns is checked before anything trusts it: a NaN in an index would spoil every search.
+"""
+
+import threading
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfold.errors import EmbedderFailed, SettingsError
+
+Vectors = NDArray[np.float32]
+"""float32, shape (n, d)."""
+
+NORM_TOLERANCE = 0.01
+NAME_CHARACTERS_MAX = 200
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Makes vectors of texts. Give one to `MemoryStore(embedder=…)`.
+
+    `name` says which model, and everything that changes its vectors (release, quantization): vectors are stored under it
+    and never mixed with those of another. `encode` returns float32 of shape (n, d), a unit vector for each text in order,
+    the same for the same text whatever stands beside it; d never changes. It is called from several threads at once.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors: ...
+
+
+class SentenceTransformerEmbedder:
+    """Any model of sentence-transformers, by its name on the hub or its folder. Needs `memfold[sentence-transformers]`.
+
+    The model is loaded by the first text. `name` is `model` unless given; give one if the model may change under it.
+
+    Raises:
+        SettingsError: sentence-transformers is not installed.
+        EmbedderFailed: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, *, name: str | None = None, **options: Any) -> None:
+        self._model_name = model
+        self._options = options
+        self._lock = threading.Lock()
+        self._model: Any = None
+        self.name = name or model
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of the texts, float32 (n, d)."""
+        model = self._load()
+        return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32)
+
+    def _load(self) -> Any:
+        with self._lock:
+            if self._model is None:
+                try:
+                    from sentence_transformers import SentenceTransformer
+                except ImportError:
+                    install = "pip install 'memfold[sentence-transformers]'"
+                    raise SettingsError("embedder", f"needs sentence-transformers, which is not installed: {install}") from None
+                try:
+                    self._model = SentenceTransformer(self._model_name, **self._options)
+                except Exception as error:
+                    raise EmbedderFailed(self.name, f"could not be loaded ({type(error).__name__}: {error})") from error
+            return self._model
+
+
+class Encoder:
+    """An embedder that keeps its word: every vector it hands on is finite, of one dimension and of unit length."""
+
+    def __init__(self, embedder: Embedder, *, seconds_a_text: float = 0.005) -> None:
+        name = getattr(embedder, "name", None)
+        named = isinstance(name, str) and 0 < len(name) <= NAME_CHARACTERS_MAX
+        if not named or not callable(getattr(embedder, "encode", None)):
+            wanted = f"an object with a name (1 to {NAME_CHARACTERS_MAX} characters) and encode(texts)"
+            raise SettingsError("embedder", f"is {type(embedder).__name__}: give {wanted}")
+        self.name = str(name)
+        self.dimension: int | None = None
+        self.seconds_a_text = seconds_a_text  # until it is measured
+        self._measured = False
+        self._embedder = embedder
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors, float32 (n, d); a vector of zeros stays one, and is like nothing.
+
+        Raises:
+            EmbedderFailed: it raised, or returned something else than it promises.
+        """
+        begun = perf_counter()
+        try:
+            given = self._embedder.encode(texts)
+        except (EmbedderFailed, SettingsError):
+            raise
+        except Exception as error:
+            raise EmbedderFailed(self.name, f"raised {type(error).__name__}") from error
+        vectors = self._checked(given, len(texts))
+        if texts and self._measured:
+            self.seconds_a_text += 0.2 * ((perf_counter() - begun) / len(texts) - self.seconds_a_text)
+        self._measured = True  # from the second call on: the first may have loaded the model
+        return vectors
+
+    def _checked(self, given: object, count: int) -> Vectors:
+        try:
+            vectors: Vectors = np.ascontiguousarray(given, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise EmbedderFailed(self.name, "returned something that is no array of numbers") from error
+        if vectors.ndim != 2 or len(vectors) != count or vectors.shape[1] == 0:
+            raise EmbedderFailed(self.name, f"returned an array of shape {vectors.shape} for {count} texts, not ({count}, d)")
+        if self.dimension is not None and vectors.shape[1] != self.dimension:
+            raise EmbedderFailed(self.name, f"returned vectors of {vectors.shape[1]} dimensions, {self.dimension} before")
+        if not np.isfinite(vectors).all():
+            raise EmbedderFailed(self.name, "returned a vector with NaN or infinity in it")
+        self.dimension = vectors.shape[1]
+        return normalized(vectors)
+
+
+def normalized(vectors: Vectors) -> Vectors:
+    """Every row at length 1; rows of zeros stay as they are."""
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0), np.float32)

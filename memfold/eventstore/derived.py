@@ -1,0 +1,115 @@
+"""What is derived from single events and kept beside them: sealed vectors; and how far a follower of the log has come.
+
+A vector is sealed under a subkey of its event's own key and stored only while that key stands, so it dies with its event.
+It is stored once for each (event, model). Everything here could be made anew from the log.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from memfold.events import NUMBERS, MemoryRemembered, MemoryUpdated
+from memfold.eventstore import arrays, sealing
+from memfold.eventstore.append import fetch
+from memfold.eventstore.database import Connection, Database
+
+EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated]]
+"""The events that have a vector: each that gives a memory its words, or may change them."""
+
+WAITING = """
+SELECT count(*) AS count FROM memfold.events e
+JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.type = ANY(%(types)s)
+AND (%(stream)s::uuid IS NULL OR e.stream_id = %(stream)s)
+AND NOT EXISTS (
+    SELECT FROM memfold.embeddings v WHERE v.tenant_id = e.tenant_id AND v.position = e.position AND v.model = %(model)s
+)"""
+
+
+def seal_vector(vector: bytes, *, tenant: int, event_id: bytes, key: bytes, model: str) -> bytes:
+    """Seal a vector under the subkey of its event's `key` that is for this model."""
+    return sealing.seal(sealing.subkey(key, sealing.vector_label(model)), vector, _place(tenant, event_id))
+
+
+def open_vector(sealed: bytes, *, tenant: int, event_id: bytes, key: bytes, model: str) -> bytes:
+    """Open what `seal_vector` made; sealing.BadSeal if it is not that, or was changed."""
+    return sealing.unseal(sealing.subkey(key, sealing.vector_label(model)), sealed, _place(tenant, event_id))
+
+
+def store_embeddings(database: Database, tenant: int, model: str, positions: Sequence[int], sealed: Sequence[bytes]) -> int:
+    """Store a sealed vector a position, only where the event's key still stands; return how many.
+
+    Storing again changes nothing.
+    """
+    return _call(database, "SELECT memfold.store_embeddings(%s, %s, %b, %b)", tenant, model, positions, sealed)
+
+
+def replace_embeddings(database: Database, tenant: int, model: str, positions: Sequence[int], sealed: Sequence[bytes]) -> int:
+    """Put sealed vectors in the place of those stored at these positions; return how many there were."""
+    return _call(database, "SELECT memfold.replace_embeddings(%s, %s, %b, %b)", tenant, model, positions, sealed)
+
+
+def stored_embeddings(database: Database, tenant: int, model: str, positions: Sequence[int]) -> dict[int, bytes]:
+    """The sealed vectors that are stored for these positions."""
+    query = "SELECT position, sealed FROM memfold.embeddings WHERE tenant_id = %s AND position = ANY(%b) AND model = %s"
+    parameters = (tenant, arrays.int_array(positions, arrays.INT8), model)
+
+    def read(connection: Connection) -> dict[int, bytes]:
+        with connection.cursor(binary=True) as cursor:
+            return dict(cursor.execute(query, parameters).fetchall())
+
+    return database.read(read) if positions else {}
+
+
+def waiting(database: Database, tenant: int, model: str, *, after: int, stream: bytes | None = None) -> int:
+    """How many living events behind `after`, of one stream or of all, have no vector of this model."""
+    parameters = {
+        "tenant": tenant,
+        "after": after,
+        "types": arrays.int_array(EMBEDDED_TYPES, arrays.INT2),
+        "stream": arrays.uuid(stream) if stream else None,
+        "model": model,
+    }
+    return int(database.read(lambda connection: connection.execute(WAITING, parameters).fetchone()[0]))  # type: ignore[index]
+
+
+def counts_by_model(database: Database, tenant: int) -> dict[str, int]:
+    """How many vectors of each model are stored."""
+    query = "SELECT model, count(*) AS count FROM memfold.embeddings WHERE tenant_id = %s GROUP BY model ORDER BY model"
+    return {row.model: row.count for row in database.rows(query, (tenant,))}
+
+
+def checkpoint(database: Database, tenant: int, name: str) -> int:
+    """The position up to which the follower of this name is done; 0 if it never was here."""
+    row = database.row("SELECT position FROM memfold.checkpoints WHERE tenant_id = %s AND name = %s", (tenant, name))
+    return row.position if row else 0
+
+
+def move_checkpoint(database: Database, tenant: int, name: str, *, before: int, after: int) -> bool:
+    """Move a checkpoint from `before` to `after`; False if somebody else moved it meanwhile."""
+    query = "SELECT memfold.move_checkpoint(%s, %s, %s, %s)"
+    return bool(database.read(lambda connection: fetch(connection, query, (tenant, name, before, after))[0]))
+
+
+def try_lock(connection: Connection, tenant: int, name: str) -> bool:
+    """Take a follower's lease, for as long as this connection lives; False if another connection has it.
+
+    Taking what one has is harmless.
+    """
+    number = int.from_bytes(sha256(f"memfold follower {tenant} {name}".encode()).digest()[:8], "big", signed=True)
+    return bool(fetch(connection, "SELECT pg_try_advisory_lock(%s)", (number,))[0])
+
+
+def unlock(connection: Connection) -> None:
+    """Give back every lease this connection has."""
+    fetch(connection, "SELECT pg_advisory_unlock_all()", ())
+
+
+def _call(  # noqa: PLR0917
+    database: Database, query: str, tenant: int, model: str, positions: Sequence[int], sealed: Sequence[bytes]
+) -> int:
+    parameters = (tenant, model, arrays.int_array(positions, arrays.INT8), arrays.bytea_array(sealed))
+    return int(database.read(lambda connection: fetch(connection, query, parameters)[0]))
+
+
+def _place(tenant: int, event_id: bytes) -> bytes:
+    return b"vector" + tenant.to_bytes(8, "big", signed=True) + event_id

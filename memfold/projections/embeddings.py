@@ -1,0 +1,143 @@
+"""The vectors of events: taken from where they are stored, made where they are not, and kept sealed.
+
+A vector is stored in half precision, and everybody computes with what is stored, also who has just made it: so every
+process, and every view folded anew, ranks alike.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from memfold.embedding import Encoder, Vectors, normalized
+from memfold.errors import EmbedderFailed, MemfoldError
+from memfold.eventstore import derived
+from memfold.eventstore.database import Database
+from memfold.eventstore.sealing import BadSeal
+from memfold.projections.words import Floats
+
+logger = logging.getLogger("memfold")
+
+STORED = np.dtype("<f2")
+CHUNK_TEXTS = 8  # made between two looks at the clock and at what others have stored meanwhile
+
+
+class Source(NamedTuple):
+    """An event that has, or is to have, a vector: where it stands, its own key, and the text that is embedded."""
+
+    position: int
+    event_id: bytes
+    key: bytes
+    text: str
+
+
+class Embeddings:
+    """The vectors of one tenant's events, of one model. Safe for several threads."""
+
+    def __init__(self, database: Database, tenant: int, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._database = database
+        self._tenant = tenant
+
+    def stored(self, sources: Sequence[Source]) -> dict[int, Floats]:
+        """The vectors of those sources that have one, by position. One that does not open counts as missing.
+
+        Raises:
+            EmbedderFailed: the stored ones have another dimension than the embedder's.
+        """
+        sealed = self._sealed(sources)
+        opened = {
+            source.position: self._open(source, sealed[source.position]) for source in sources if source.position in sealed
+        }
+        return unpacked({position: blob for position, blob in opened.items() if blob is not None})
+
+    def make(self, sources: Sequence[Source], go_on: Callable[[], bool]) -> dict[int, Floats]:
+        """Embed and store the sources in order, as long as `go_on` says so; return what there is then, by position.
+
+        What somebody else has stored meanwhile is taken, not made again.
+
+        Raises:
+            EmbedderFailed: the embedder did; what was made before is stored.
+        """
+        found: dict[int, Floats] = {}
+        for begin in range(0, len(sources), CHUNK_TEXTS):
+            if not go_on():
+                break
+            chunk = sources[begin : begin + CHUNK_TEXTS]
+            found |= self.stored(chunk)
+            found |= self.make_now([source for source in chunk if source.position not in found])
+        return found
+
+    def make_now(self, sources: Sequence[Source]) -> dict[int, Floats]:
+        """Embed and store the sources.
+
+        Raises:
+            EmbedderFailed: the embedder did; nothing is stored.
+        """
+        if not sources:
+            return {}
+        packed = pack(self.encoder.encode([source.text for source in sources]))
+        self._keep(sources, packed)
+        return unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
+
+    def remake(self, sources: Sequence[Source]) -> list[float]:
+        """Embed anew, and put that in the place of what is stored; return the cosines of old and new.
+
+        NaN where there was none, or one that did not open.
+        """
+        old = self._sealed(sources)
+        before = unpacked({s.position: blob for s in sources if s.position in old and (blob := self._open(s, old[s.position]))})
+        packed = pack(self.encoder.encode([source.text for source in sources]))
+        after = unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
+        positions, sealed = [source.position for source in sources], self._seal(sources, packed)
+        derived.replace_embeddings(self._database, self._tenant, self.encoder.name, positions, sealed)
+        derived.store_embeddings(self._database, self._tenant, self.encoder.name, positions, sealed)
+        return [float(before[at] @ after[at]) if at in before else float("nan") for at in positions]
+
+    def _sealed(self, sources: Sequence[Source]) -> dict[int, bytes]:
+        positions = [source.position for source in sources]
+        return derived.stored_embeddings(self._database, self._tenant, self.encoder.name, positions)
+
+    def _open(self, source: Source, sealed: bytes) -> bytes | None:
+        name = self.encoder.name
+        try:
+            blob = derived.open_vector(sealed, tenant=self._tenant, event_id=source.event_id, key=source.key, model=name)
+        except BadSeal:
+            advice = "it is made anew in this process; scripts/rebuild mends it"
+            logger.warning("the vector at position %d does not open: %s", source.position, advice)
+            return None
+        dimension = len(blob) // STORED.itemsize
+        if self.encoder.dimension not in (None, dimension):
+            problem = (
+                f"returned vectors of {self.encoder.dimension} dimensions, and those stored under its name have {dimension}"
+            )
+            raise EmbedderFailed(name, f"{problem}: a changed model needs another name")
+        return blob
+
+    def _seal(self, sources: Sequence[Source], packed: Sequence[bytes]) -> list[bytes]:
+        return [
+            derived.seal_vector(blob, tenant=self._tenant, event_id=source.event_id, key=source.key, model=self.encoder.name)
+            for source, blob in zip(sources, packed, strict=True)
+        ]
+
+    def _keep(self, sources: Sequence[Source], packed: Sequence[bytes]) -> None:
+        """Store what was made. A database that takes no writes is no reason not to answer."""
+        positions = [source.position for source in sources]
+        try:
+            derived.store_embeddings(self._database, self._tenant, self.encoder.name, positions, self._seal(sources, packed))
+        except MemfoldError as error:
+            logger.warning("%d vectors were made and could not be stored: %s", len(sources), error)
+
+
+def pack(vectors: Vectors) -> list[bytes]:
+    """Vectors as they are stored."""
+    return [row.tobytes() for row in vectors.astype(STORED)]
+
+
+def unpacked(packed: dict[int, bytes]) -> dict[int, Floats]:
+    """Stored vectors as unit vectors, by position."""
+    if not packed:
+        return {}
+    vectors = normalized(np.stack([np.frombuffer(blob, STORED) for blob in packed.values()]).astype(np.float32))
+    return dict(zip(packed, vectors, strict=True))
