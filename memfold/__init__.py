@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memfold.api.aio import AsyncMemoryStore
     from memfold.api.store import MemoryStore
+    from memfold.embedding import Embedder, SentenceTransformerEmbedder
     from memfold.errors import (
         Contended,
         CorruptEvent,
         DatabaseUnsuitable,
         DataFolderVersion,
         EmbeddedServerError,
+        EmbedderFailed,
+        EmbeddingTimeout,
         FilterError,
         ForkedStore,
         IdempotencyConflict,
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
         MemfoldError,
         MemoryForgotten,
         MemoryNotFound,
+        ModelFileError,
         SchemaTooNew,
         SessionOwnerConflict,
         SettingsError,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
         VersionConflict,
     )
     from memfold.eventstore.keyservice import KeyService
+    from memfold.minilm import MiniLMEmbedder, StaticEmbedder
     from memfold.model import (
         UNSET,
         Change,
@@ -54,6 +59,8 @@ _HOMES = {
     "memfold.api.aio": ("AsyncMemoryStore",),
     "memfold.api.store": ("MemoryStore",),
     "memfold.eventstore.keyservice": ("KeyService",),
+    "memfold.embedding": ("Embedder", "SentenceTransformerEmbedder"),
+    "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
     "memfold.settings": ("Settings",),
     "memfold.model": (
         *("UNSET", "Change", "Erasure", "Memory", "NewMemory", "Page", "Recollection", "Recollections"),
@@ -63,7 +70,7 @@ _HOMES = {
         *("Contended", "CorruptEvent", "DataFolderVersion", "DatabaseUnsuitable", "EmbeddedServerError", "FilterError"),
         *("ForkedStore", "IdempotencyConflict", "InvalidMemory", "InvalidQuery", "KeyUnavailable", "MemfoldError"),
         *("MemoryForgotten", "MemoryNotFound", "SchemaTooNew", "SessionOwnerConflict", "SettingsError", "StoreClosed"),
-        *("StoreUnavailable", "VersionConflict"),
+        *("StoreUnavailable", "VersionConflict", "EmbedderFailed", "EmbeddingTimeout", "ModelFileError"),
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -77,6 +84,9 @@ __all__ = [
     "DataFolderVersion",
     "DatabaseUnsuitable",
     "EmbeddedServerError",
+    "Embedder",
+    "EmbedderFailed",
+    "EmbeddingTimeout",
     "Erasure",
     "FilterError",
     "ForkedStore",
@@ -90,16 +100,20 @@ __all__ = [
     "MemoryForgotten",
     "MemoryNotFound",
     "MemoryStore",
+    "MiniLMEmbedder",
+    "ModelFileError",
     "NewMemory",
     "Page",
     "Recollection",
     "Recollections",
     "SchemaTooNew",
+    "SentenceTransformerEmbedder",
     "Session",
     "SessionOwnerConflict",
     "SessionPage",
     "Settings",
     "SettingsError",
+    "StaticEmbedder",
     "Stats",
     "StoreClosed",
     "StoreUnavailable",

@@ -67,7 +67,10 @@ class AsyncMemoryStore:
         await self.close()
 
     async def close(self) -> None:
-        """Close the store. The embedded server stops when its last user closes. Closing twice is harmless."""
+        """Close the store. The embedded server stops when its last user closes. Closing twice is harmless.
+
+        What is not embedded yet is left to the next process that remembers or recalls it.
+        """
         await asyncio.to_thread(self._close)
 
     remember = _forward(MemoryStore.remember)

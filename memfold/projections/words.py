@@ -27,6 +27,7 @@ Slots = NDArray[np.int64]
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Thai, Lao, Burmese, Chinese, Japanese, Korean
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_ACCENTS = re.compile("[\u0300-\u036f]")
 
 # Words that say nothing of what is looked for.
 STOP_WORDS = frozenset(
@@ -67,7 +68,7 @@ def plain(text: str) -> str:
     text = text.lower()
     if text.isascii():
         return text
-    return "".join(character for character in unicodedata.normalize("NFKD", text) if not unicodedata.combining(character))
+    return unicodedata.normalize("NFKC", _ACCENTS.sub("", unicodedata.normalize("NFKD", text)))
 
 
 class Matches(NamedTuple):
