@@ -117,6 +117,7 @@ def test_a_memory_is_remembered_recalled_changed_and_forgotten(shell):
     assert shell.json("stats", "--session", "porter") | {"position": 0} == {
         **{"sessions": 1, "users": 1, "memories": 0, "forgotten": 1, "events": 3, "position": 0},
         **{"database_bytes": None, "views": 0, "view_bytes": 0},
+        **{"embedder": "all-MiniLM-L6-v2-int8", "embedding_lag": 0},
     }
     for verb in ("get", "update"):
         options = ["--content", "x"] if verb == "update" else []

@@ -102,16 +102,16 @@ class MemoryStore:
         self._settings = settings or Settings()
         opened = open_target(target, master_key, self._settings, environment())
         self._database = opened.database
-        # Also when the program ends without closing: the server must not outlive its last user.
-        self._release = weakref.finalize(self, opened.release)
         try:
             self._keyring = Keyring(self._database, opened.service, tenant)
         except BaseException:
             self._database.close()
-            self._release()
+            opened.release()
             raise
         self._views = Views(self._database, self._keyring, self._settings)
         self._put_together(clock, encoder)
+        # Also when the program ends without closing: neither the thread nor the server may outlive its last user.
+        self._release = weakref.finalize(self, _let_go, self._follower, opened.release)
         if not self._database.has_role:
             logger.warning("the role memfold_app could not be made or taken: triggers alone keep the log immutable")
         self._closed = False
@@ -456,6 +456,11 @@ class MemoryStore:
             raise ForkedStore(self._pid)
         if self._closed:
             raise StoreClosed
+
+
+def _let_go(follower: Follower, release: Callable[[], None]) -> None:
+    follower.close()
+    release()
 
 
 def _names(session_id: str, user_id: str | None, idempotency_key: str | None) -> tuple[str, str | None, str | None]:

@@ -118,7 +118,11 @@ def looked_at(allowed: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def best(scores: Floats, allowed: NDArray[np.int64], limit: int, min_score: float) -> NDArray[np.int64]:
-    """The `limit` best of the rows `allowed`, best first, of equals the older first, none below `min_score`."""
+    """The `limit` best of the rows `allowed`, best first, of equals the older first, none below `min_score`.
+
+    A row of score 0 has nothing in common with the query and is no answer.
+    """
+    allowed = allowed[scores[allowed] > 0]
     given = scores[allowed]
     if len(given) > limit:
         threshold = np.partition(given, len(given) - limit)[len(given) - limit]
