@@ -577,3 +577,91 @@ def version(call: Call) -> None:
     from memfold import __version__
 
     call.show({"memfold": __version__, "python": sys.version.split()[0]})
+
+
+# --- the whole store, looked through -----------------------------------------------------------------------------------------
+
+A_SESSION = Annotated[str | None, typer.Option(metavar="NAME", help="Only this session. Default: all.")]
+POSITION_AFTER = Annotated[int, typer.Option(min=0, metavar="POSITION", help="Only events behind this position.")]
+POSITION_UPTO = Annotated[int | None, typer.Option(min=0, metavar="POSITION", help="Only events up to this one.")]
+
+
+@command
+def replay(
+    call: Call,
+    session: A_SESSION = None,
+    after: POSITION_AFTER = 0,
+    upto: POSITION_UPTO = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Print the memories these events leave, not the events.")] = False,
+) -> None:
+    """Print the log, or what it leaves, as JSON lines.
+
+    A fold of all events up to a position is what the store held then, less what was forgotten since.
+    """
+    from memfold.api import operations
+
+    with call.store() as store:
+        told = (operations.fold if fold else operations.replay)(store, session, after, upto)
+        for line in told:
+            typer.echo(msgspec.json.encode(line))
+
+
+@command
+def rebuild(
+    call: Call,
+    session: A_SESSION = None,
+    vectors: Annotated[bool, typer.Option(help="Also embed everything again and replace the stored vectors.")] = True,
+) -> None:
+    """Make everything derived from the log again, and compare.
+
+    Vectors must keep a cosine of 0.999 with those stored before; every session folded from its first event must be equal,
+    in rows, words and vectors, to the view that answers. Exit status 1 if one is not.
+    """
+    from memfold.api import operations
+
+    sound, lines = True, []
+    with call.store() as store:
+        for made in operations.rebuild(store, session, vectors=vectors):
+            sound = sound and made.sound
+            lines.append(made._asdict() | {"sound": made.sound})
+            if not call.as_json:
+                cosine = "" if made.cosine is None else f", least cosine {made.cosine:.6f}"
+                told = f"{made.memories:,} memories, {made.vectors:,} vectors made ({made.missing:,} were missing){cosine}"
+                typer.echo(f"{'ok  ' if made.sound else 'FAIL'}  {made.session_id}: {told}{'' if made.same else '; DIFFERS'}")
+    if call.as_json:
+        typer.echo(msgspec.json.encode({"ok": sound, "sessions": lines}))
+    if not sound:
+        raise typer.Exit(FAILED)
+
+
+@command
+def audit(
+    call: Call,
+    canary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that must not be readable in the data folder; give it again for more."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to look for it. Default: the embedded store's folder.")
+    ] = None,
+) -> None:
+    """Check the whole log against vault and keyring, and list every erasure.
+
+    Every digest, key and version; nothing left of what was forgotten, nothing gone that was not. Exit status 1 if not.
+    """
+    from memfold.api import operations
+
+    looked_in = folder or operations.data_folder(call.place())
+    if canary and looked_in is None:
+        raise typer.BadParameter("the store is on a server: say with --folder where its data lies", param_hint="--canary")
+    if any(len(text) < 6 for text in canary or []):
+        raise typer.BadParameter("needs at least six characters, or chance finds it", param_hint="--canary")
+    with call.store() as store:
+        found = operations.audit(store, canary or [], looked_in)
+    if call.as_json:
+        call.show(found)
+    else:
+        for line in operations.told(found):
+            typer.echo(line)
+    if not found.ok:
+        raise typer.Exit(FAILED)

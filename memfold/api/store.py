@@ -123,12 +123,11 @@ class MemoryStore:
         self._committer = Committer(database, keyring.tenant, settings)
         self._writer = Writer(database, keyring, self._committer, self._lookup, clock=clock, retries_max=retries_max)
         self._forgetter = Forgetter(database, keyring, self._views, self._lookup, clock=clock, retries_max=retries_max)
-        embeddings = Embeddings(database, keyring.tenant, encoder)
-        self._follower = Follower(database, keyring, embeddings)
+        self._embeddings = Embeddings(database, keyring.tenant, encoder)
+        self._follower = Follower(database, keyring, self._embeddings)
         self._recaller = Recaller(
-            keyring.tenant,
             self._views,
-            embeddings,
+            self._embeddings,
             Encoder(static_embedder(), seconds_a_text=0.0001),
             preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
             clock=clock,

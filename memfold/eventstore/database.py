@@ -108,7 +108,7 @@ class Database:
         except Lost as error:
             raise StoreUnavailable("the database connection was lost twice", outcome="not_written") from error.__cause__
 
-    def rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+    def rows(self, query: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[Any]:
         """All rows of a query, as named tuples, in binary."""
         return self.read(lambda connection: _rows(connection, query, parameters))
 
@@ -199,7 +199,7 @@ class Lease:
         self.close()
 
 
-def _rows(connection: Connection, query: str, parameters: tuple[Any, ...]) -> list[Any]:
+def _rows(connection: Connection, query: str, parameters: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
     with connection.cursor(binary=True, row_factory=namedtuple_row) as cursor:
         return cursor.execute(query, parameters).fetchall()
 

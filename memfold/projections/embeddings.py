@@ -38,7 +38,7 @@ class Embeddings:
     def __init__(self, database: Database, tenant: int, encoder: Encoder) -> None:
         self.encoder = encoder
         self._database = database
-        self._tenant = tenant
+        self.tenant = tenant
 
     def stored(self, sources: Sequence[Source]) -> dict[int, Floats]:
         """The vectors of those sources that have one, by position. One that does not open counts as missing.
@@ -91,18 +91,18 @@ class Embeddings:
         packed = pack(self.encoder.encode([source.text for source in sources]))
         after = unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
         positions, sealed = [source.position for source in sources], self._seal(sources, packed)
-        derived.replace_embeddings(self._database, self._tenant, self.encoder.name, positions, sealed)
-        derived.store_embeddings(self._database, self._tenant, self.encoder.name, positions, sealed)
+        derived.replace_embeddings(self._database, self.tenant, self.encoder.name, positions, sealed)
+        derived.store_embeddings(self._database, self.tenant, self.encoder.name, positions, sealed)
         return [float(before[at] @ after[at]) if at in before else float("nan") for at in positions]
 
     def _sealed(self, sources: Sequence[Source]) -> dict[int, bytes]:
         positions = [source.position for source in sources]
-        return derived.stored_embeddings(self._database, self._tenant, self.encoder.name, positions)
+        return derived.stored_embeddings(self._database, self.tenant, self.encoder.name, positions)
 
     def _open(self, source: Source, sealed: bytes) -> bytes | None:
         name = self.encoder.name
         try:
-            blob = derived.open_vector(sealed, tenant=self._tenant, event_id=source.event_id, key=source.key, model=name)
+            blob = derived.open_vector(sealed, tenant=self.tenant, event_id=source.event_id, key=source.key, model=name)
         except BadSeal:
             advice = "it is made anew in this process; scripts/rebuild mends it"
             logger.warning("the vector at position %d does not open: %s", source.position, advice)
@@ -117,7 +117,7 @@ class Embeddings:
 
     def _seal(self, sources: Sequence[Source], packed: Sequence[bytes]) -> list[bytes]:
         return [
-            derived.seal_vector(blob, tenant=self._tenant, event_id=source.event_id, key=source.key, model=self.encoder.name)
+            derived.seal_vector(blob, tenant=self.tenant, event_id=source.event_id, key=source.key, model=self.encoder.name)
             for source, blob in zip(sources, packed, strict=True)
         ]
 
@@ -125,7 +125,7 @@ class Embeddings:
         """Store what was made. A database that takes no writes is no reason not to answer."""
         positions = [source.position for source in sources]
         try:
-            derived.store_embeddings(self._database, self._tenant, self.encoder.name, positions, self._seal(sources, packed))
+            derived.store_embeddings(self._database, self.tenant, self.encoder.name, positions, self._seal(sources, packed))
         except MemfoldError as error:
             logger.warning("%d vectors were made and could not be stored: %s", len(sources), error)
 

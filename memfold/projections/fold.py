@@ -3,7 +3,7 @@
 The view folds a stream with them, and the doors use them to say what an append has made: one meaning, one place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from memfold.events import MemoryRemembered, MemoryUpdated
+from memfold.eventstore.codec import LoggedEvent
 from memfold.model import Memory
 
 
@@ -56,3 +57,19 @@ def given(event: MemoryUpdated) -> Iterator[tuple[str, Any]]:
 def text_of(content: str, speaker: str | None) -> str:
     """What of a memory is searched, by words and by meaning."""
     return f"{speaker}: {content}" if speaker else content
+
+
+def texts(events: Iterable[LoggedEvent]) -> dict[int, str]:
+    """The text that each event left its memory with, by position. Needs all events of a memory up to the last one asked for."""
+    found: dict[int, str] = {}
+    said: dict[bytes, dict[str, Any]] = {}
+    for row, data in sorted(events, key=lambda event: event.row.position):
+        memory_id = row.memory_id or b""
+        if isinstance(data, MemoryRemembered):
+            said[memory_id] = {"content": data.content, "speaker": data.speaker}
+        elif isinstance(data, MemoryUpdated) and memory_id in said:
+            said[memory_id] |= {name: value for name, value in given(data) if name in said[memory_id]}
+        else:
+            continue
+        found[row.position] = text_of(**said[memory_id])
+    return found

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from memfold.errors import EmbedderFailed, EmbeddingTimeout, MemfoldError, ModelFileError, StoreClosed
-from memfold.events import MemoryRemembered, MemoryUpdated
 from memfold.eventstore import derived, reader
-from memfold.eventstore.codec import LoggedEvent, Row, event_key
+from memfold.eventstore.codec import Row, event_key
 from memfold.eventstore.database import Database, Lease, Lost
 from memfold.eventstore.keyring import Keyring
 from memfold.eventstore.sealing import wrapping_key_id
@@ -187,7 +186,7 @@ class Follower:
         changed = sorted({row.memory_id for row in rows if row.memory_id and row.type_number != derived.EMBEDDED_TYPES[0]})
         history = reader.read_memories(self._database, tenant, changed) if changed else []
         keys = self._keyring.wrapping_keys({wrapping_key_id(row.wrapped_key) for row in [*rows, *history] if row.wrapped_key})
-        texts = _texts(open_rows([*rows, *history], tenant, keys, gone_is_erased=True))
+        texts = fold.texts(open_rows([*rows, *history], tenant, keys, gone_is_erased=True))
         for row in rows:
             wrapping = keys.get(wrapping_key_id(row.wrapped_key or b""))
             if wrapping and row.position in texts:
@@ -204,20 +203,3 @@ class Follower:
     def _sleep(self, seconds: float) -> None:
         self._woken.wait(seconds)
         self._woken.clear()
-
-
-def _texts(events: Iterator[LoggedEvent]) -> dict[int, str]:
-    """The text each event left its memory with, by position."""
-    texts: dict[int, str] = {}
-    said: dict[bytes, tuple[str, str | None]] = {}
-    for row, data in sorted(events, key=lambda event: event.row.position):
-        memory_id = row.memory_id or b""
-        if isinstance(data, MemoryRemembered):
-            said[memory_id] = (data.content, data.speaker)
-        elif isinstance(data, MemoryUpdated) and memory_id in said:
-            now = {"content": said[memory_id][0], "speaker": said[memory_id][1]} | dict(fold.given(data))
-            said[memory_id] = (now["content"], now["speaker"])
-        else:
-            continue
-        texts[row.position] = fold.text_of(*said[memory_id])
-    return texts

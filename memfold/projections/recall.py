@@ -28,7 +28,6 @@ class Recaller:
 
     def __init__(
         self,
-        tenant: int,
         views: Views,
         embeddings: Embeddings,
         static: Encoder,
@@ -36,7 +35,6 @@ class Recaller:
         preferences: Preferences,
         clock: Callable[[], datetime],
     ) -> None:
-        self._tenant = tenant
         self._views = views
         self._embeddings = embeddings
         self._static = static
@@ -63,7 +61,7 @@ class Recaller:
             with self._views.session(session_id) as view:
                 if view is None:
                     return Recollections([], position=0)
-                wanted = self._take_stored(view)
+                wanted = take_stored(view, self._embeddings)
                 rest_s = len(wanted) * encoder.seconds_a_text
                 in_time = rest_s <= deadline - time.monotonic()
                 if wanted and in_time and rest_s <= AT_ONCE_S:
@@ -82,18 +80,9 @@ class Recaller:
 
     # -- the store's own model -----------------------------------------------------------------------------------------
 
-    def _take_stored(self, view: SessionView) -> list[Wanted]:
-        """Give a view the stored vectors it lacks; return what it still lacks then."""
-        model = self._embeddings.encoder.name
-        wanted = view.lacks(model)
-        if wanted:
-            view.give(model, wanted, self._embeddings.stored(self._sources(view, wanted)))
-            wanted = view.lacks(model)
-        return wanted
-
     def _make_now(self, view: SessionView, wanted: Sequence[Wanted]) -> bool:
         try:
-            made = self._embeddings.make_now(self._sources(view, wanted))
+            made = self._embeddings.make_now(sources_of(view, wanted, self._embeddings.tenant))
         except EmbedderFailed:
             return False
         view.give(self._embeddings.encoder.name, wanted, made)
@@ -102,7 +91,7 @@ class Recaller:
     def _make(self, session_id: str, wanted: Sequence[Wanted], deadline: float) -> bool:
         """Embed while others may use the view; False if the time or the embedder does not allow it."""
         with self._views.session(session_id) as view:
-            sources = self._sources(view, wanted) if view else []
+            sources = sources_of(view, wanted, self._embeddings.tenant) if view else []
         try:
             made = self._embeddings.make(sources, lambda: time.monotonic() < deadline)
         except EmbedderFailed:
@@ -111,16 +100,6 @@ class Recaller:
             if view:
                 view.give(self._embeddings.encoder.name, wanted, made)
         return len(made) == len(sources)
-
-    def _sources(self, view: SessionView, wanted: Sequence[Wanted]) -> list[Source]:
-        """What a view lacks, with the keys of its events."""
-        if view.key is None:
-            return []
-        unwrap, tenant = view.key.unwrap, self._tenant
-        return [
-            Source(want.position, want.event_id, unwrap(want.wrapped_key, key_context(tenant, want.event_id)), want.text)
-            for want in wanted
-        ]
 
     # -- the static model ----------------------------------------------------------------------------------------------
 
@@ -152,3 +131,24 @@ class Recaller:
             vectors = self._static.encode([want.text for want in wanted])
             made = {want.position: vector for want, vector in zip(wanted, vectors, strict=True)}
             view.give(self._static.name, wanted, made)
+
+
+def take_stored(view: SessionView, embeddings: Embeddings) -> list[Wanted]:
+    """Give a view the stored vectors it lacks; return what it still lacks then."""
+    model = embeddings.encoder.name
+    wanted = view.lacks(model)
+    if wanted:
+        view.give(model, wanted, embeddings.stored(sources_of(view, wanted, embeddings.tenant)))
+        wanted = view.lacks(model)
+    return wanted
+
+
+def sources_of(view: SessionView, wanted: Sequence[Wanted], tenant: int) -> list[Source]:
+    """What a view lacks, with the keys of its events."""
+    if view.key is None:
+        return []
+    unwrap = view.key.unwrap
+    return [
+        Source(want.position, want.event_id, unwrap(want.wrapped_key, key_context(tenant, want.event_id)), want.text)
+        for want in wanted
+    ]
