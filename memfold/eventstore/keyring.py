@@ -130,7 +130,7 @@ class Keyring:
     def wrapping_keys(self, ids: set[bytes]) -> dict[bytes, sealing.WrappingKey]:
         """The living keys among `ids` (users' and the tenant's), for opening events of many streams."""
         found = {self.tenant_key.id: self.tenant_key} if self.tenant_key.id in ids else {}
-        missing = sorted(ids - found.keys())
+        missing = sorted(key_id for key_id in ids - found.keys() if len(key_id) == sealing.KEY_ID_BYTES)
         query = "SELECT user_id, wrapped_key, key_version FROM memfold_keys.users WHERE tenant_id = %s AND user_id = ANY(%s)"
         for row in self._database.rows(query, (self.tenant, arrays.uuid_array(missing))) if missing else []:
             found[row.user_id.bytes] = self._user_key(row.user_id.bytes, row.wrapped_key, row.key_version)
