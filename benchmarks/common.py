@@ -7,8 +7,12 @@ within each round, and its median and its extremes are printed beside the bar. N
 import argparse
 import base64
 import datetime
+import functools
+import itertools
+import json
 import os
 import platform
+import random
 import shlex
 import shutil
 import statistics
@@ -20,18 +24,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from psycopg import sql
 from timing import Sample, texts
 
 from memfold import MemoryStore, Settings
+from memfold.embedding import Embedder
 from memfold.eventstore import embedded
 from memfold.eventstore.append import Committer, Request
 from memfold.eventstore.arrays import Raw, register
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
+from memfold.projections.words import STOP_WORDS, asked_for
 from memfold.validation import as_new_memory, to_event
 
 MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
@@ -93,9 +102,13 @@ class Server:
         with self.connect(database) as connection:
             connection.execute("ANALYZE")
 
-    def store(self, name: str, **settings: Any) -> MemoryStore:
+    def store(self, name: str, *, embedder: Embedder | None = None, **settings: Any) -> MemoryStore:
         """A new store in a database of its own."""
-        return MemoryStore(self.database(name), master_key=MASTER_KEY, settings=Settings(**settings))
+        return MemoryStore(self.database(name), master_key=MASTER_KEY, settings=Settings(**settings), embedder=embedder)
+
+    def reopened(self, name: str, *, embedder: Embedder | None = None, **settings: Any) -> MemoryStore:
+        """A store opened once more: nothing is folded yet."""
+        return MemoryStore(self.url(name), master_key=MASTER_KEY, settings=Settings(**settings), embedder=embedder)
 
 
 @contextmanager
@@ -137,17 +150,78 @@ def sealed_requests(store: MemoryStore, session: str, contents: Iterable[str]) -
         yield Request(ref.stream, ref.user, ref.key.version, at, [sealed])
 
 
-def fill(store: MemoryStore, *, sessions: int, memories: int) -> None:
-    """Remember `memories` things in each of `sessions` sessions."""
-    contents = texts()
+def fill(store: MemoryStore, *, sessions: int, memories: int, contents: Iterator[str] | None = None) -> None:
+    """Remember `memories` things in each of `sessions` sessions, texts of 100 characters unless given."""
+    contents = contents or texts()
     for number in range(sessions):
         store.remember_many([next(contents) for _ in range(memories)], session_id=f"session-{number}")
+
+
+def without_embedding(store: MemoryStore) -> MemoryStore:
+    """Keep a store from embedding behind the log what it remembers. Only benchmarks may."""
+    store._follower.close()
+    return store
 
 
 def body_bytes(store: MemoryStore) -> int:
     """How many bytes of content a memory of 100 characters brings to the log: payload, wrapped key, digest."""
     event = next(sealed_requests(store, "one of a kind", texts())).events[0]
     return len(event.payload) + len(event.wrapped_key) + len(event.digest)
+
+
+# -- texts and vectors -----------------------------------------------------------------------------------------------------
+
+DIMENSION = 384
+WORDS_A_TEXT, WORDS_A_QUERY = 40, 10
+
+
+def prose(count: int, *, words: int = WORDS_A_TEXT, seed: int = 1) -> list[str]:
+    """Different texts of so many words, as often as words are in English: rank by rank by Zipf's law, the stop words first."""
+    rand = random.Random(seed)
+    vocabulary = _vocabulary()
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(vocabulary) + 1)))
+    return [" ".join(rand.choices(vocabulary, cum_weights=weights, k=words)) for _ in range(count)]
+
+
+def queries(count: int) -> list[str]:
+    """Texts of ten words to ask for, about five of which say something, and two at least."""
+    return [text for text in prose(2 * count, words=WORDS_A_QUERY, seed=2) if len(asked_for(text)) > 1][:count]
+
+
+@functools.cache
+def _vocabulary(size: int = 20_000) -> list[str]:
+    rand = random.Random(0)
+    made = {
+        "".join(rand.choice(letters) for letters in ("bdfglmnprst", "aeiou") * rand.randint(2, 4)): None
+        for _ in range(2 * size)
+    }
+    return [*sorted(STOP_WORDS), *made][:size]
+
+
+class RandomVectors:
+    """An embedder that costs a look into a dict: a random unit vector a text, the same in every process."""
+
+    def __init__(self, name: str = "random") -> None:
+        self.name = name
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of the texts, float32 (n, 384)."""
+        return np.stack([self._vector(text) for text in texts])
+
+    def _vector(self, text: str) -> NDArray[np.float32]:
+        found = self._vectors.get(text)
+        if found is None:
+            found = np.random.default_rng(crc32(text.encode())).standard_normal(DIMENSION, np.float32)
+            found = self._vectors[text] = found / np.linalg.norm(found)
+        return found
+
+    def write(self, folder: Path, texts: Sequence[str]) -> dict[str, str]:
+        """The texts and their vectors as files, for a peer in a process of its own; where they are."""
+        names = {"texts": str(folder / "texts.json"), "vectors": str(folder / "vectors.f32")}
+        Path(names["texts"]).write_text(json.dumps(texts))
+        self.encode(texts).tofile(names["vectors"])
+        return names
 
 
 # -- the bare table that a log can at best be as fast as -------------------------------------------------------------------
@@ -216,6 +290,17 @@ def ratio(samples: Samples, one: str, other: str) -> Spread:
     return spread([a.rate / b.rate for a, b in zip(samples[one], samples[other], strict=True)])
 
 
+def latencies(samples: Samples, name: str, share: float) -> Spread:
+    """The latency that a share of the calls of a round do not exceed, in ms."""
+    return spread([percentile(sample.latencies_ms, share) for sample in samples[name]])
+
+
+def latency_ratio(samples: Samples, one: str, other: str, share: float) -> Spread:
+    """How many times as long `one` takes at this percentile, taken within each round."""
+    both = zip(samples[one], samples[other], strict=True)
+    return spread([percentile(a.latencies_ms, share) / percentile(b.latencies_ms, share) for a, b in both])
+
+
 def best(samples: Samples, names: Sequence[str]) -> str:
     """The fastest of several contenders, by its median."""
     return max(names, key=lambda name: rates(samples, name).median)
@@ -280,9 +365,9 @@ class Report:
             rows.append((name, rates(samples, name), *times))
         self.table((f"{len(next(iter(samples.values())))} rounds", unit, "p50 ms", "p95 ms", "p99 ms"), rows)
 
-    def bars(self, bars: Iterable[Bar]) -> None:
+    def bars(self, bars: Iterable[Bar], what: str = "ratio within a round") -> None:
         """Each goal, and whether it was met by the median."""
-        self.table(("ratio within a round", "median (min–max)", "bar", ""), [bar.row() for bar in bars])
+        self.table((what, "median (min–max)", "bar", ""), [bar.row() for bar in bars])
 
     def machine(self, at: Server | None = None, about: Iterable[str] = ()) -> None:
         """The machine, and what ran on it."""

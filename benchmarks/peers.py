@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,6 +29,17 @@ class Peer(NamedTuple):
 
 
 LANGGRAPH = Peer("langgraph", ("langgraph-checkpoint-sqlite==3.1.2",), "worker_langgraph.py")
+# Its index needs a SQLite that loads extensions: not every Python is built with one, and pysqlite3 brings it along. The rest is
+# for running memfold's own encoder there, so that both are timed with the same.
+LANGGRAPH_VECTORS = Peer(
+    "langgraph-vectors",
+    (
+        *LANGGRAPH.requirements,
+        "pysqlite3-binary==0.5.4.post2; sys_platform=='linux'",
+        *(f"{name}=={version(name)}" for name in ("numpy", "onnxruntime", "tokenizers")),
+    ),
+    "worker_langgraph_vectors.py",
+)
 EVENTSOURCING = Peer("eventsourcing", ("eventsourcing[postgres]==9.5.6", "psycopg[binary]==3.3.9"), "worker_eventsourcing.py")
 
 
@@ -35,7 +47,7 @@ def install(peer: Peer) -> Path:
     """The Python of the peer's environment, which is made if it is not there or holds something else."""
     folder = CACHE / peer.name
     python, stamp = folder / "bin" / "python", folder / "installed.txt"
-    if not stamp.exists() or stamp.read_text("utf-8").split() != list(peer.requirements):
+    if not stamp.exists() or stamp.read_text("utf-8").splitlines() != list(peer.requirements):
         print(f"installing {', '.join(peer.requirements)} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *peer.requirements], check=True)
@@ -77,6 +89,6 @@ class Worker:
 
 
 if __name__ == "__main__":
-    for each in (LANGGRAPH, EVENTSOURCING):
+    for each in (LANGGRAPH, LANGGRAPH_VECTORS, EVENTSOURCING):
         with Worker(each) as worker:
             print(worker.about)

@@ -37,6 +37,11 @@ def _lines(count: int = 1000) -> list[str]:
     return [line[: TEXT_CHARACTERS - 1].ljust(TEXT_CHARACTERS - 1, "x") + "." for line in lines]
 
 
+def questions(sessions: int, queries: list[str]) -> Iterator[tuple[str, str]]:
+    """Endless (session, query): every session in turn, and every query."""
+    return zip((f"session-{number}" for number in itertools.cycle(range(sessions))), itertools.cycle(queries), strict=False)
+
+
 def repeat(call: Callable[[], object], seconds: float, *, amount: int = 1) -> Sample:
     """Make a call again and again for `seconds`; each does `amount` things."""
     clock = time.perf_counter
