@@ -40,6 +40,7 @@ from memfold.eventstore.arrays import Raw, register
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
+from memfold.minilm import MODELS
 from memfold.projections.words import STOP_WORDS, asked_for
 from memfold.validation import as_new_memory, to_event
 
@@ -176,7 +177,7 @@ WORDS_A_TEXT, WORDS_A_QUERY = 40, 10
 
 
 def prose(count: int, *, words: int = WORDS_A_TEXT, seed: int = 1) -> list[str]:
-    """Different texts of so many words, as often as words are in English: rank by rank by Zipf's law, the stop words first."""
+    """Different texts of so many English words, rank by rank as often as Zipf's law says; nearly half of them are stop words."""
     rand = random.Random(seed)
     vocabulary = _vocabulary()
     weights = list(itertools.accumulate(1 / rank for rank in range(1, len(vocabulary) + 1)))
@@ -189,13 +190,11 @@ def queries(count: int) -> list[str]:
 
 
 @functools.cache
-def _vocabulary(size: int = 20_000) -> list[str]:
-    rand = random.Random(0)
-    made = {
-        "".join(rand.choice(letters) for letters in ("bdfglmnprst", "aeiou") * rand.randint(2, 4)): None
-        for _ in range(2 * size)
-    }
-    return [*sorted(STOP_WORDS), *made][:size]
+def _vocabulary() -> list[str]:
+    """The whole words that the encoder's tokenizer knows, which stand there about by frequency."""
+    numbers = json.loads((MODELS / "minilm" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    words = (word for word in sorted(numbers, key=numbers.get) if word.isascii() and word.isalpha() and word.islower())
+    return [word for word in words if len(word) > 1 or word in STOP_WORDS]
 
 
 class RandomVectors:

@@ -344,7 +344,9 @@ def replay(events: Iterable[StoredEvent]) -> dict[str | None, str]:
     """Memory is a fold over events: this one keeps the content alone."""
     live: dict[str | None, str] = {}
     for event in events:
-        if isinstance(event.data, MemoryRemembered) or (isinstance(event.data, MemoryUpdated) and isinstance(event.data.content, str)):
+        if isinstance(event.data, MemoryRemembered) or (
+            isinstance(event.data, MemoryUpdated) and isinstance(event.data.content, str)
+        ):
             live[event.memory_id] = event.data.content
         elif event.type == "MemoryForgotten":
             live.pop(event.memory_id, None)

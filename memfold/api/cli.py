@@ -8,15 +8,16 @@ traceback. Everything heavy is imported when a command runs, so that `--help` is
 import inspect
 import io
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
 from enum import StrEnum
 from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 import msgspec
 import typer
@@ -128,7 +129,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
-    return app.command(function.__name__)(run)
+    return app.command(function.__name__.rstrip("_"))(run)  # import_: import is a keyword
 
 
 @contextmanager
@@ -399,6 +400,83 @@ def history(call: Call, memory_id: ID) -> None:
     with call.store() as store:
         changes = store.history(memory_id)
     call.show(changes)
+
+
+# --- importing ---------------------------------------------------------------------------------------------------------------
+
+
+@command
+def import_(
+    call: Call,
+    *,
+    file: Annotated[str, typer.Argument(metavar="FILE", show_default=False, help="JSON lines; - reads standard input.")],
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The session of all lines. Default: what each line says.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose data it is. Default: what the lines say, else the session's name.")
+    ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Pass over lines that cannot be imported, and say which.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; open no store.")] = False,
+    embed: Annotated[bool, typer.Option("--embed", help="Also wait until everything is embedded.")] = False,
+) -> None:
+    """Remember chats from a file, one message a line.
+
+    Lines are as chat APIs have them (role, content, name), with memfold's own fields if there are any; keys that are not
+    known become metadata. To import a file again adds nothing twice, also if it has grown.
+
+    Ends at the first invalid line, with exit status 1; whole stretches of lines before it are stored.
+    """
+    from memfold.api import importing, rendering
+
+    if dry_run and embed:
+        raise typer.BadParameter("goes without --dry-run, which stores nothing", param_hint="--embed")
+    quiet = call.as_json
+    with reading(file) as lines, nullcontext() if dry_run else call.store() as store:
+        importer = importing.Importer(store, session=session, user=user, skip_invalid=skip_invalid)
+        report, failure = importer.report, None
+        try:
+            with rendering.progress("imported", "lines", size_of(lines), quiet=quiet) as look:
+                importer.run(lines, lambda so_far: look(so_far.bytes, so_far.lines))
+            if store and embed:
+                with rendering.progress("embedded", "events", None, quiet=quiet) as look:
+                    importing.embed(store, lambda made, of: look(made, made, of))
+        except MemfoldError as error:
+            failure = type(error).__name__, str(error).removesuffix("; nothing was stored")
+        except KeyboardInterrupt:
+            complain("KeyboardInterrupt", f"interrupted; {importing.so_far(report)}", call.as_json)
+            raise
+    call.show(report)
+    if report.invalid and not skip_invalid:
+        failure = "InvalidMemory", importing.refusal(report)
+    if failure:
+        complain(failure[0], f"{'standard input' if file == '-' else file}: {failure[1]}; {importing.so_far(report)}", quiet)
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[BinaryIO]:
+    """A file to be read, or standard input for a dash."""
+    if name == "-":
+        yield typer.get_binary_stream("stdin")
+        return
+    try:
+        file = open(name, "rb")  # noqa: SIM115 (what goes wrong inside is no fault of opening)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot be read: {error.strerror}", param_hint="FILE") from None
+    with file:
+        yield file
+
+
+def size_of(file: BinaryIO) -> int | None:
+    """How many bytes there are to read; None of a pipe."""
+    try:
+        found = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 # --- forgetting --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Is this store in order? Checks of folder, server, log and keys, each with what was found and what to do about it.
+"""Is this store in order? Checks of folder, server, embedders, log, keys and vectors: what was found, and what to do about it.
 
 Nothing is set up, migrated or written: a folder in which nothing was stored yet is reported as such. An embedded server is
 started for the checks, as any store would, and stops with them. Called by `memfold doctor` and `memfold status`.
@@ -18,7 +18,16 @@ from typing import Any, Literal
 import msgspec
 
 from memfold.api.opening import KEY_FILE, given_service
-from memfold.errors import DatabaseUnsuitable, EmbeddedServerError, KeyUnavailable, MemfoldError, StoreUnavailable
+from memfold.embedding import Embedder, Encoder
+from memfold.errors import (
+    DatabaseUnsuitable,
+    EmbeddedServerError,
+    EmbedderFailed,
+    KeyUnavailable,
+    MemfoldError,
+    ModelFileError,
+    StoreUnavailable,
+)
 from memfold.eventstore import embedded
 from memfold.eventstore.binaries import find_binaries, major_version
 from memfold.eventstore.database import (
@@ -31,10 +40,12 @@ from memfold.eventstore.database import (
     probe_server,
     refuse_transaction_pooling,
 )
+from memfold.eventstore.derived import EMBEDDED_TYPES
 from memfold.eventstore.keyring import open_lookup_key, sealed_before
 from memfold.eventstore.keyservice import MAKE_A_KEY, KeyService, LocalKeyService, read_key_file
 from memfold.eventstore.schema import HEAD
 from memfold.eventstore.tail import Tail
+from memfold.minilm import MiniLMEmbedder, StaticEmbedder
 from memfold.settings import Environment, Settings
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -43,6 +54,10 @@ ROOM_BYTES = 1024**3
 SLOW_S = 1.0  # to settle; on an idle server it takes milliseconds
 CLOCKS_APART = timedelta(seconds=1)
 SHOWN = ("fsync", "full_page_writes", "synchronous_commit", "max_prepared_transactions", "server_encoding")
+MEASURED_S = 0.2
+SAMPLE = "Nora is allergic to peanuts, and her brother Emil, who comes on Friday, does not eat fish."
+SAMPLES = 8  # embedded at a time
+SLOW_TEXTS_A_SECOND = 20  # ten times slower than one core of a laptop
 TRIGGERS = {"events_immutable", "events_no_truncate"}
 
 
@@ -76,6 +91,7 @@ def examine(place: str | Path, environment: Environment, settings: Settings, clo
     yield _folder(place)
     if not (place / "pg").is_dir():
         yield warn("server", "nothing was stored in this folder yet", "nothing: the first remember sets it up")
+        yield from _embedder_checks()
         return
     try:
         server = embedded.attach(place, runtime_folder=environment.runtime_folder)
@@ -163,6 +179,7 @@ def _database_checks(
         yield _guarded("settings", partial(_settings, login))
         yield _guarded("connections", partial(_connections, login))
         yield _guarded("clock", partial(_clock, login, clock))
+        yield from _embedder_checks()
         schema = _guarded("schema", partial(_schema, login))
         yield schema
         if schema.verdict != "ok":
@@ -172,6 +189,7 @@ def _database_checks(
         with closing(Database(url, settings, role=login.read(has_role))) as database:
             yield _guarded("master key", partial(_master_key, database, key))
             yield _guarded("settled position", partial(_settled, database, login, settings.settle_timeout_s))
+            yield _guarded("vectors", partial(_vectors, database))
 
 
 def _log_checks(login: Database) -> Iterator[Check]:
@@ -327,6 +345,69 @@ def _holder(row: Any) -> str:
 
 def _listed(found: list[str]) -> str:
     return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+# --- embedders and vectors ---------------------------------------------------------------------------------------------------
+
+
+def _embedder_checks() -> Iterator[Check]:
+    yield _guarded("embedder", partial(_embedder, "embedder", MiniLMEmbedder()))
+    yield _guarded("static embedder", partial(_embedder, "static embedder", StaticEmbedder()))
+
+
+def _embedder(name: str, embedder: Embedder) -> Check:
+    """Load a model as a store does, which checks its files, and measure it for a moment."""
+    encoder = Encoder(embedder)
+    try:
+        loaded_s, rate = _measured(encoder)
+    except ModelFileError as error:
+        return fail(name, str(error), "install memfold again: recall needs this model")
+    except EmbedderFailed as error:
+        return fail(name, f"{error}{_cause(error)}", "install memfold again, with what it depends on")
+    speed = f"loaded in {loaded_s:.2f} s, {rate:,.0f} texts a second"
+    found = f"{encoder.name}, {encoder.dimension} dimensions, its files are as shipped; {speed}"
+    if rate < SLOW_TEXTS_A_SECOND:
+        return warn(name, found, "look for what else keeps this machine busy: recall waits for what is not embedded yet")
+    return ok(name, found)
+
+
+def _measured(encoder: Encoder) -> tuple[float, float]:
+    """How long an embedder takes to load, and how many texts it does a second then."""
+    begun = time.perf_counter()
+    encoder.encode([SAMPLE])
+    loaded = time.perf_counter()
+    count = 0
+    while (took_s := time.perf_counter() - loaded) < MEASURED_S:
+        count += len(encoder.encode([SAMPLE] * SAMPLES))
+    return loaded - begun, count / took_s
+
+
+def _cause(error: EmbedderFailed) -> str:
+    return f" ({error.__cause__})" if error.__cause__ else ""
+
+
+# Of all tenants: the spine and its keys say what should have a vector, no key is needed to count.
+WAITING = """
+SELECT count(*) AS count FROM memfold.events e
+JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+WHERE e.type = ANY(%s) AND NOT EXISTS (
+    SELECT FROM memfold.embeddings v WHERE v.tenant_id = e.tenant_id AND v.position = e.position AND v.model = %s
+)"""
+
+
+def _vectors(database: Database) -> Check:
+    """What is stored of vectors, by model, of all tenants."""
+    ours = MiniLMEmbedder.name
+    rows = database.rows("SELECT model, count(*) AS count FROM memfold.embeddings GROUP BY model ORDER BY model")
+    counts = {row.model: row.count for row in rows}
+    size = database.row("SELECT pg_total_relation_size('memfold.embeddings') AS bytes").bytes
+    lag = database.row(WAITING, (EMBEDDED_TYPES, ours)).count
+    listed = _listed([f"{count:,} of {model}" for model, count in counts.items()]) or "none"
+    found = f"{listed}, all tenants; {lag:,} events wait for one of {ours}; {size / 1024**2:,.1f} MiB"
+    if set(counts) - {ours}:
+        advice = f"nothing, if a store is opened with that embedder; else they are left over, and serve nobody who uses {ours}"
+        return warn("vectors", found, advice)
+    return ok("vectors", found)
 
 
 # --- the master key ----------------------------------------------------------------------------------------------------------

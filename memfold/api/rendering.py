@@ -7,7 +7,9 @@ control and direction characters are written as escapes. Called by the commands 
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,12 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from memfold.api.doctor import Check, RemoteStatus
+from memfold.api.importing import Imported
 from memfold.eventstore.embedded import ServerStatus
 from memfold.model import Change, Erasure, Memory, Page, Recollections, Session, SessionPage, Stats, StoredEvent
 
 CELL_CHARACTERS_MAX = 500  # of a cell on a terminal; `get` shows everything
 TABLE_EVENTS = 200  # a table is drawn when its widths are known, and a log should appear as it is read
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+LINE_EVERY_S = 10.0  # of progress, where there is no terminal
 COLORS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -78,6 +82,40 @@ def show_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     if as_json:
         _write_json({"ok": healthy, "checks": done})
     return healthy
+
+
+@contextmanager
+def progress(done: str, things: str, total: int | None, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on standard error if that is a terminal; else a line every ten seconds, or nothing if `quiet`.
+
+    What it gives is told how far the work is, how many things are done, and what there is to do if that has changed.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]:,} " + things), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(done, total=total, count=0)
+            yield lambda place, count, of=total: bar.update(task, completed=place, count=count, total=of)
+    else:
+        yield _quietly if quiet else _Lines(done, things)
+
+
+def _quietly(*_: int) -> None:
+    """Show nothing."""
+
+
+class _Lines:
+    """Progress where there is no terminal: a plain line now and then, none of what is done quickly."""
+
+    def __init__(self, done: str, things: str) -> None:
+        self._told = f"{{:,}} {things} {done}"
+        self._at = time.monotonic()
+
+    def __call__(self, _place: int, count: int, _of: int | None = None) -> None:
+        if time.monotonic() >= self._at + LINE_EVERY_S:
+            self._at = time.monotonic()
+            typer.echo(f"memfold: {self._told.format(count)}", err=True)
 
 
 def clean(text: str) -> str:
@@ -163,6 +201,13 @@ def _erasure(erasure: Erasure) -> Facts:
     )
 
 
+def _imported(report: Imported) -> Facts:
+    """Counts, and a row for each line that was refused."""
+    pairs = [(name, value) for name, value in _fields(report).pairs if name not in ("bytes", "invalid lines", "dry run")]
+    dry = [("dry run", report.dry_run or None)]
+    return Facts([*dry, *pairs, *((f"line {bad.line}", f"{bad.field} {bad.problem}") for bad in report.invalid_lines)])
+
+
 LAYOUTS: dict[type, Callable[[Any], Facts | Grid]] = {
     Memory: _memory,
     Page: _page,
@@ -170,6 +215,7 @@ LAYOUTS: dict[type, Callable[[Any], Facts | Grid]] = {
     SessionPage: _sessions,
     list: _changes,
     Erasure: _erasure,
+    Imported: _imported,
     Stats: _fields,
     ServerStatus: _fields,
     RemoteStatus: _fields,
