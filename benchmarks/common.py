@@ -177,7 +177,7 @@ WORDS_A_TEXT, WORDS_A_QUERY = 40, 10
 
 
 def prose(count: int, *, words: int = WORDS_A_TEXT, seed: int = 1) -> list[str]:
-    """Different texts of so many English words, rank by rank as often as Zipf's law says; nearly half of them are stop words."""
+    """Different texts of so many English words, each as frequent as Zipf's law says; nearly half of them are stop words."""
     rand = random.Random(seed)
     vocabulary = _vocabulary()
     weights = list(itertools.accumulate(1 / rank for rank in range(1, len(vocabulary) + 1)))
@@ -214,6 +214,10 @@ class RandomVectors:
             found = np.random.default_rng(crc32(text.encode())).standard_normal(DIMENSION, np.float32)
             found = self._vectors[text] = found / np.linalg.norm(found)
         return found
+
+    def learn(self, text: str, vector: NDArray[np.float32]) -> None:
+        """From now on, this is the vector of this text."""
+        self._vectors[text] = vector
 
     def write(self, folder: Path, texts: Sequence[str]) -> dict[str, str]:
         """The texts and their vectors as files, for a peer in a process of its own; where they are."""

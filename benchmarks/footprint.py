@@ -1,8 +1,9 @@
 """What does a memory of 100 characters take: on disk, in RAM, and to import?
 
-Disk: 100,000 memories in sessions of 500, after a CHECKPOINT, tables with their indexes; WAL apart. RAM: a folded view of so
-many rows, as it counts itself and as a fresh process that has folded it has grown. Import: fresh processes that find their
-bytecode, in turn with the bare interpreter, whose time is taken off.
+Disk: 100,000 memories in sessions of 500, after a CHECKPOINT, tables with their indexes; WAL apart; then what it grows by when
+each has its vector of 384 dimensions. RAM: a folded view of so many rows, as it counts itself and as a fresh process that has
+folded it has grown, without vectors and with them. Import: fresh processes that find their bytecode, in turn with the bare
+interpreter, whose time is taken off.
 """
 
 import gc
@@ -16,7 +17,7 @@ from itertools import islice
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
-from common import MASTER_KEY, Report, Server, fill, options, scratch, server
+from common import MASTER_KEY, RandomVectors, Report, Server, fill, options, scratch, server, without_embedding
 from timing import texts
 
 from memfold import MemoryStore
@@ -48,31 +49,44 @@ def wal_bytes(at: Server) -> int:
 
 
 def disk(at: Server, sessions: int) -> list[tuple[str, str]]:
-    """Bytes a memory, table by table, beyond what an empty store takes."""
+    """Bytes a memory, table by table, beyond what an empty store takes; then what the vectors add."""
     query = """SELECT relname, pg_relation_size(c.oid), pg_indexes_size(c.oid), pg_total_relation_size(c.oid)
                FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-               WHERE nspname IN ('memfold', 'memfold_keys') AND relkind = 'r' ORDER BY 4 DESC LIMIT 4"""
-    with at.store("memfold") as store:
-        empty, wal, count = database_bytes(at), wal_bytes(at), sessions * 500
+               WHERE nspname IN ('memfold', 'memfold_keys') AND relkind = 'r' ORDER BY 4 DESC LIMIT 5"""
+    count = sessions * 500
+    with without_embedding(at.store("memfold")) as store:
+        empty, wal = database_bytes(at), wal_bytes(at)
         fill(store, sessions=sessions, memories=500)
-        written, size = wal_bytes(at) - wal, database_bytes(at) - empty
+    written, size = wal_bytes(at) - wal, database_bytes(at) - empty
+    kept = number(at, "SELECT sum(size) FROM pg_ls_waldir()")
+    folder = folder_bytes(at)
+    with at.reopened("memfold", embedder=RandomVectors()) as store:
+        store.flush()
+    written_more, more = wal_bytes(at) - wal - written, database_bytes(at) - empty - size
     with at.connect("memfold") as connection:
         tables = connection.execute(query).fetchall()
     rows = [
         (f"disk: {name}", f"{total / count:.0f} B a memory (rows {heap / count:.0f}, indexes {indexes / count:.0f})")
         for name, heap, indexes, total in tables
     ]
-    rows.append(
+    mib = f"(from {empty / MIB:.0f} to {(empty + size) / MIB:.0f} MiB)"
+    rows += [
+        ("disk: the database grew without vectors by", f"{size / count:.0f} B a memory {mib}"),
+        ("WAL without vectors", f"{written / count:.0f} B a memory written; {kept / MIB:.0f} MiB kept after the CHECKPOINT"),
+        ("the whole folder without vectors, WAL and the server's own databases included", f"{folder / MIB:.0f} MiB"),
         (
-            "disk: the database grew by",
-            f"{size / count:.0f} B a memory (from {empty / MIB:.0f} to {(empty + size) / MIB:.0f} MiB)",
-        )
-    )
-    kept = number(at, "SELECT sum(size) FROM pg_ls_waldir()")
-    rows.append(("WAL", f"{written / count:.0f} B a memory written; {kept / MIB:.0f} MiB kept after the CHECKPOINT"))
-    folder = subprocess.run(["du", "-s", "--block-size=1", str(at.folder)], capture_output=True, text=True, check=True).stdout
-    rows.append(("the whole folder, WAL and the server's own databases included", f"{int(folder.split()[0]) / MIB:.0f} MiB"))
+            "disk: the database grew with the vectors by another",
+            f"{more / count:.0f} B a memory (to {(empty + size + more) / MIB:.0f} MiB)",
+        ),
+        ("WAL of the vectors", f"{written_more / count:.0f} B a memory written"),
+    ]
     return rows
+
+
+def folder_bytes(at: Server) -> int:
+    """What the server's folder takes."""
+    command = ["du", "-s", "--block-size=1", str(at.folder)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
 # -- RAM -------------------------------------------------------------------------------------------------------------------
@@ -85,29 +99,41 @@ def rss_bytes() -> int:
 
 
 def fold(url: str, session: str, answer: Pipe) -> None:
-    """A process of its own: folds a small session to be warm, then the one that counts; rows, counted and resident bytes."""
-    with MemoryStore(url, master_key=MASTER_KEY) as store:
-        store.count("session-0")
+    """A process of its own: folds a small session to be warm, then the one that counts; rows, counted and resident bytes.
+
+    The view first without vectors, then with those it takes from the database.
+    """
+    with MemoryStore(url, master_key=MASTER_KEY, embedder=RandomVectors()) as store:
+        store.recall("warm", session_id="session-0")
         counted, resident = store.stats().view_bytes, rss_bytes()
         rows = store.count(session)
-        answer.send((rows, store.stats().view_bytes - counted, rss_bytes() - resident))
+        found = [rows]
+        for ask in (store.count, lambda session: store.recall("warm", session_id=session)):
+            ask(session)
+            found += [store.stats().view_bytes - counted, rss_bytes() - resident]
+        answer.send(found)
 
 
-def ram(at: Server, rows: int) -> tuple[str, str]:
+def ram(at: Server, rows: int) -> list[tuple[str, str]]:
     """Bytes a row of a view."""
     session = f"view {rows}"
-    with MemoryStore(at.url("memfold"), master_key=MASTER_KEY) as store:
+    with at.reopened("memfold", embedder=RandomVectors()) as store:
         contents = texts()
         for _ in range(0, rows, 1000):
             store.remember_many(list(islice(contents, 1000)), session_id=session)
+        store.flush()
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=fold, args=(at.url("memfold"), session, sender))
     process.start()
     sender.close()
-    found, counted, resident = receiver.recv()
+    count, *found = receiver.recv()
     process.join()
-    return f"RAM: a view of {found:,} rows", f"{counted / found:.0f} B a row counted, {resident / found:.0f} B resident"
+    counted, resident, counted_with, resident_with = (value / count for value in found)
+    return [
+        (f"RAM: a view of {count:,} rows", f"{counted:.0f} B a row counted, {resident:.0f} B resident"),
+        ("RAM: the same with vectors of 384 dimensions", f"{counted_with:.0f} B a row counted, {resident_with:.0f} B resident"),
+    ]
 
 
 # -- import ----------------------------------------------------------------------------------------------------------------
@@ -136,7 +162,7 @@ def main() -> None:
     sessions, views, runs = (4, (10_000,), 2) if args.quick else (200, (10_000, 50_000), 10)
     report = Report(__doc__, args)
     with server() as at:
-        rows = [*disk(at, sessions), *(ram(at, count) for count in views)]
+        rows = [*disk(at, sessions), *(row for count in views for row in ram(at, count))]
         for statement, took in zip(IMPORTS, imports_ms(runs), strict=True):
             rows.append((f"`{statement}`", f"{took:.0f} ms (bar ≤ {BAR_MS}: {'met' if took <= BAR_MS else '**missed**'})"))
         report.table(("what", "takes"), rows)
