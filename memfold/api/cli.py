@@ -448,7 +448,7 @@ def import_(
         except KeyboardInterrupt:
             complain("KeyboardInterrupt", f"interrupted; {importing.so_far(report)}", call.as_json)
             raise
-    call.show(report)
+    call.show(report if quiet else importing.told(report))
     if report.invalid and not skip_invalid:
         failure = "InvalidMemory", importing.refusal(report)
     if failure:

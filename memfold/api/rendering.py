@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from memfold.api.doctor import Check, RemoteStatus
-from memfold.api.importing import Imported
 from memfold.eventstore.embedded import ServerStatus
 from memfold.model import Change, Erasure, Memory, Page, Recollections, Session, SessionPage, Stats, StoredEvent
 
@@ -91,8 +91,6 @@ def progress(done: str, things: str, total: int | None, *, quiet: bool) -> Itera
     What it gives is told how far the work is, how many things are done, and what there is to do if that has changed.
     """
     if sys.stderr is not None and sys.stderr.isatty():
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
         columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]:,} " + things), TimeRemainingColumn())
         with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(done, total=total, count=0)
@@ -201,13 +199,6 @@ def _erasure(erasure: Erasure) -> Facts:
     )
 
 
-def _imported(report: Imported) -> Facts:
-    """Counts, and a row for each line that was refused."""
-    pairs = [(name, value) for name, value in _fields(report).pairs if name not in ("bytes", "invalid lines", "dry run")]
-    dry = [("dry run", report.dry_run or None)]
-    return Facts([*dry, *pairs, *((f"line {bad.line}", f"{bad.field} {bad.problem}") for bad in report.invalid_lines)])
-
-
 LAYOUTS: dict[type, Callable[[Any], Facts | Grid]] = {
     Memory: _memory,
     Page: _page,
@@ -215,7 +206,6 @@ LAYOUTS: dict[type, Callable[[Any], Facts | Grid]] = {
     SessionPage: _sessions,
     list: _changes,
     Erasure: _erasure,
-    Imported: _imported,
     Stats: _fields,
     ServerStatus: _fields,
     RemoteStatus: _fields,

@@ -10,6 +10,7 @@ between two others is changed or forgotten.
 
 import math
 import re
+import threading
 import unicodedata
 from array import array
 from bisect import bisect_left, bisect_right
@@ -45,12 +46,17 @@ K1, B = 1.2, 0.75
 # So every session counts as if it went on from a hundred earlier turns of ordinary length that say nothing anybody asks for.
 PRIOR_ROWS, PRIOR_WORDS = 100, 13
 
-_stem = Stemmer.Stemmer("porter", 50_000).stemWord
+_CACHED_WORDS = 50_000
+_thread = threading.local()
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in order, as they are indexed."""
-    return [_stem(word) for word in plain_words(text)]
+    stemmer = getattr(_thread, "stemmer", None)
+    if stemmer is None:
+        stemmer = _thread.stemmer = Stemmer.Stemmer("porter", _CACHED_WORDS)  # a stemmer is for one thread
+    words: list[str] = stemmer.stemWords(plain_words(text))
+    return words
 
 
 def plain_words(text: str) -> list[str]:
