@@ -433,24 +433,24 @@ def import_(
 
     if dry_run and embed:
         raise typer.BadParameter("goes without --dry-run, which stores nothing", param_hint="--embed")
-    quiet = call.as_json
+    quiet, failure = call.as_json, None
     with reading(file) as lines, nullcontext() if dry_run else call.store() as store:
         importer = importing.Importer(store, session=session, user=user, skip_invalid=skip_invalid)
-        report, failure = importer.report, None
+        report = importer.report
         try:
             with rendering.progress("imported", "lines", size_of(lines), quiet=quiet) as look:
                 importer.run(lines, lambda so_far: look(so_far.bytes, so_far.lines))
-            if store and embed:
+            if report.invalid and not skip_invalid:
+                failure = "InvalidMemory", importing.refusal(report)
+            elif store and embed:
                 with rendering.progress("embedded", "events", None, quiet=quiet) as look:
                     importing.embed(store, lambda made, of: look(made, made, of))
         except MemfoldError as error:
             failure = type(error).__name__, str(error).removesuffix("; nothing was stored")
         except KeyboardInterrupt:
-            complain("KeyboardInterrupt", f"interrupted; {importing.so_far(report)}", call.as_json)
+            complain("KeyboardInterrupt", f"interrupted; {importing.so_far(report)}", quiet)
             raise
     call.show(report if quiet else importing.told(report))
-    if report.invalid and not skip_invalid:
-        failure = "InvalidMemory", importing.refusal(report)
     if failure:
         complain(failure[0], f"{'standard input' if file == '-' else file}: {failure[1]}; {importing.so_far(report)}", quiet)
         raise typer.Exit(FAILED)

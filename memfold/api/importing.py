@@ -218,14 +218,21 @@ def _metadata(given: object, unknown: dict[str, Any]) -> Any:
 
 
 def read_lines(file: BinaryIO) -> Iterator[Line]:
-    """The lines of a file. Of one that is too long only the beginning, which is too long already."""
+    """The lines of a file. Of one that is too long only the beginning, which is too long already.
+
+    Raises:
+        InvalidMemory: the file cannot be read any further.
+    """
     number = 0
-    while raw := file.readline(LINE_BYTES_MAX + 2):
-        rest = raw
-        while len(rest) > LINE_BYTES_MAX and not rest.endswith(b"\n"):
-            rest = file.readline(LINE_BYTES_MAX + 2)
-        number += 1
-        yield Line(number, (raw.removeprefix(BOM) if number == 1 else raw).rstrip(b"\r\n"))
+    try:
+        while raw := file.readline(LINE_BYTES_MAX + 2):
+            rest = raw
+            while len(rest) > LINE_BYTES_MAX and not rest.endswith(b"\n"):
+                rest = file.readline(LINE_BYTES_MAX + 2)
+            number += 1
+            yield Line(number, (raw.removeprefix(BOM) if number == 1 else raw).rstrip(b"\r\n"))
+    except OSError as error:
+        raise InvalidMemory("file", f"cannot be read behind line {number:,}: {error.strerror}") from None
 
 
 def windows(lines: Iterable[Line]) -> Iterator[list[Line]]:
@@ -296,7 +303,8 @@ class Importer:
         A file may be imported again, whole, whatever became of the first time: what is stored is not stored twice. `look`
         is shown the report now and then.
 
-        Raises: what `MemoryStore.remember_many` raises; SessionOwnerConflict: a session belongs to another user.
+        Raises: what `MemoryStore.remember_many` raises; SessionOwnerConflict: a session belongs to another user;
+        InvalidMemory: the file cannot be read any further.
         """
         self._look = look
         for window in windows(read_lines(file)):
@@ -382,7 +390,7 @@ def stored_before(store: MemoryStore, session: str, keys: Sequence[str]) -> int:
 
 def told(report: Imported) -> dict[str, object]:
     """A report for people: counts, and what is wrong with each line that was refused."""
-    counts = {
+    counts: dict[str, object] = {
         "lines": report.lines,
         "messages": report.messages,
         "stored": "nothing: it was a dry run" if report.dry_run else report.stored,
