@@ -29,6 +29,10 @@ PAGE_EVENTS = 512
 FIRST_S = 0.05  # a process that remembers one thing and ends need not load a model
 IDLE_S = 0.5  # between two looks at a log that stands still, and at a lease that another holds
 RETRY_S = (1.0, 60.0)  # after a failure: at first, at last
+# An embedder takes a core, and Python's lock from whoever waits for the database: beside it, remembers were four to six times
+# slower. So while this process writes, the thread rests four times as long as it works; nobody waits for it, but a flush.
+QUIET_S = 0.1
+REST = 4.0
 FLUSH_PAUSE_S = (0.005, 0.25)
 
 
@@ -44,7 +48,8 @@ class Follower:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._cursor = 0
+        self._written_at = 0.0
+        self._flushing = 0
         self._failed: dict[int, Source] = {}
         self._failure: EmbedderFailed | None = None  # on the texts in _failed
         self._down: EmbedderFailed | None = None  # on everything
@@ -55,7 +60,8 @@ class Follower:
         return self._embeddings.encoder.name
 
     def wake(self) -> None:
-        """Something may have been remembered: look at once. Returns at once."""
+        """Something was remembered: look at it soon. Returns at once."""
+        self._written_at = time.monotonic()
         with self._lock:
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="memfold-embed", daemon=True)
@@ -80,10 +86,19 @@ class Follower:
             EmbedderFailed: the embedder fails on some of it.
             EmbeddingTimeout: it took longer; the work goes on.
         """
-        begun = time.monotonic()
-        pause_s = FLUSH_PAUSE_S[0]
         self._down = None
         self.wake()
+        with self._lock:
+            self._flushing += 1
+        try:
+            self._await(timeout_s)
+        finally:
+            with self._lock:
+                self._flushing -= 1
+
+    def _await(self, timeout_s: float | None) -> None:
+        begun = time.monotonic()
+        pause_s = FLUSH_PAUSE_S[0]
         while lag := self.lag():
             if self._down:
                 raise self._down
@@ -173,7 +188,10 @@ class Follower:
         return True
 
     def _make(self, sources: Sequence[Source]) -> None:
+        begun = time.monotonic()
         self._embeddings.make(sources, lambda: not self._closed.is_set())
+        if not self._flushing and time.monotonic() - self._written_at < QUIET_S:
+            self._closed.wait(REST * (time.monotonic() - begun))
         if self._closed.is_set():
             raise StoreClosed
         for source in sources:
