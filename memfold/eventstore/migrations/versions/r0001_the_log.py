@@ -3,15 +3,10 @@
 There is no way down: a log is not taken apart.
 """
 
-from pathlib import Path
-
-from alembic import op
+from memfold.eventstore.migrations.running import grant, run, run_file
 
 revision = "0001"
 down_revision = None
-
-SQL = Path(__file__).parents[2] / "sql"
-FUNCTIONS = ("append", "append_one", "forget", "sessions", "tick")
 
 TABLES = """
 CREATE SEQUENCE memfold.position AS bigint CACHE 1;
@@ -133,15 +128,6 @@ COMMENT ON COLUMN memfold_keys.keys.wrap_kind IS '1: under a user''s key, 2: und
 def upgrade() -> None:
     # The schemas stand already: the version table lives in one of them.
     run(TABLES)
-    run((SQL / "immutable.sql").read_text())
-    for name in FUNCTIONS:
-        run((SQL / f"{name}.sql").read_text())
-    run("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA memfold FROM PUBLIC")
-    run((SQL / "roles.sql").read_text())
-
-
-def run(sql: str) -> None:
-    """Run a script as it stands: no parameter marks, no bind names."""
-    driver = op.get_bind().connection.driver_connection
-    assert driver is not None
-    driver.execute(sql)
+    for name in ("immutable", "append", "append_one", "forget", "sessions", "tick"):
+        run_file(name)
+    grant()

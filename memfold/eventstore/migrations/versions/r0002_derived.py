@@ -1,13 +1,9 @@
 """Checkpoints of those who follow the log, and vectors that can be made anew."""
 
-from pathlib import Path
-
-from alembic import op
+from memfold.eventstore.migrations.running import grant, run, run_file
 
 revision = "0002"
 down_revision = "0001"
-
-SQL = Path(__file__).parents[2] / "sql"
 
 TABLES = """
 CREATE TABLE memfold.checkpoints (
@@ -21,13 +17,5 @@ CREATE TABLE memfold.checkpoints (
 
 def upgrade() -> None:
     run(TABLES)
-    run((SQL / "derived.sql").read_text())
-    run("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA memfold FROM PUBLIC")
-    run((SQL / "roles.sql").read_text())
-
-
-def run(sql: str) -> None:
-    """Run a script as it stands: no parameter marks, no bind names."""
-    driver = op.get_bind().connection.driver_connection
-    assert driver is not None
-    driver.execute(sql)
+    run_file("derived")
+    grant()
