@@ -3,16 +3,13 @@
 `apply` is the fold: a plain function of (view, event). Folding a stream from its first event, or continuing a view that
 saw a part of it, gives the same view; a view can be dropped at any time. Nothing of it touches a disk.
 
-Vectors come later than rows, from outside: the view says which it lacks and is given them. Every row has a slot, a place in
-the arrays that words and vectors are searched by; a forgotten row leaves an empty slot until the view is renumbered.
+Vectors come later than rows, from outside: the view says which it lacks and is given them.
 
 A view is not safe for several threads at once; `views.Views` lends it to one at a time.
 """
 
 import sqlite3
 import uuid
-from array import array
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -20,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from memfold.events import NUMBERS, MemoryForgotten, MemoryRemembered, MemoryUpdated, SessionForgotten
 from memfold.eventstore.codec import LoggedEvent, Row
@@ -28,6 +24,7 @@ from memfold.eventstore.sealing import WrappingKey
 from memfold.model import Change, ChangeType, Memory, Order, Recollection
 from memfold.projections import fold, ranking
 from memfold.projections.filters import ALL, FUNCTIONS, Condition
+from memfold.projections.places import Places
 from memfold.projections.words import Floats, Slots, Words, asked_for, plain_words
 
 if TYPE_CHECKING:
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 BASE_BYTES = 100_000  # what an empty in-memory database with its prepared statements takes
-TOMBSTONES_MAX = 1_000  # empty slots before a view is renumbered, if they are also half of all
 
 REMEMBERED, UPDATED, FORGOTTEN, CLOSED = (
     NUMBERS[event] for event in (MemoryRemembered, MemoryUpdated, MemoryForgotten, SessionForgotten)
@@ -111,12 +107,7 @@ class SessionView:
         self._db.executescript(SCHEMA)
         self._words = Words()
         self._vectors: dict[str, VectorIndex] = {}
-        # Of every slot: its row, whether the row is live, the position of its newest event, and a number for its speaker.
-        self._rows = array("q")
-        self._live = bytearray()
-        self._positions = array("q")
-        self._speakers = array("I")
-        self._speaker_numbers: dict[str | None, int] = {None: 0}
+        self._places = Places()
         self._keys: dict[int, tuple[bytes, bytes]] = {}  # of each row: its newest event's id and wrapped key
         for name, arguments, function in FUNCTIONS:
             self._db.create_function(name, arguments, function, deterministic=True)
@@ -128,7 +119,7 @@ class SessionView:
     def size_bytes(self) -> int:
         """About how much RAM the view holds."""
         pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-        arrays = 21 * len(self._rows) + 300 * len(self._keys) + self._words.size_bytes()
+        arrays = self._places.size_bytes() + 300 * len(self._keys) + self._words.size_bytes()
         return int(pages * size) + arrays + sum(index.size_bytes() for index in self._vectors.values()) + BASE_BYTES
 
     # -- folding -------------------------------------------------------------------------------------------------------
@@ -140,69 +131,50 @@ class SessionView:
         for event in opened:
             apply(self, event)
         self._db.execute("COMMIT")
-        empty = len(self._live) - sum(self._live)
-        if empty > TOMBSTONES_MAX and 2 * empty > len(self._live):
-            self._renumber()
+        if self._places.mostly_empty():
+            kept = self._places.renumber()
+            self._words.renumber(kept)
+            for index in self._vectors.values():
+                index.renumber(kept)
 
     def insert(self, memory: Memory, *, row: int, position: int, event: Row) -> None:
         """Add a memory and its words; `event` is the one that made it what it is."""
         values = (*_stored(memory), position, row)
         self._db.execute(f"INSERT INTO memories ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        slot = bisect_left(self._rows, row)
-        if slot == len(self._rows) or self._rows[slot] != row:
-            # Rows rise with the stream, so a new one is last; an update finds the slot its memory had.
-            self._rows.append(row)
-            self._live.append(0)
-            self._positions.append(0)
-            self._speakers.append(0)
-        self._live[slot] = 1
-        self._positions[slot] = position
-        self._speakers[slot] = self._speaker_numbers.setdefault(memory.speaker, len(self._speaker_numbers))
+        slot = self._places.take(row, position=position, speaker=memory.speaker)
         self._keys[row] = (event.event_id, event.wrapped_key or b"")
         self._words.add(slot, fold.text_of(memory.content, memory.speaker))
 
     def remove(self, memory: Memory, *, row: int) -> None:
         """Take a memory, its words and its vectors out."""
         self._db.execute("DELETE FROM memories WHERE row = ?", (row,))
-        slot = bisect_left(self._rows, row)
-        self._live[slot] = 0
+        slot = self._places.leave(row, speaker=memory.speaker)
         self._words.remove(slot, fold.text_of(memory.content, memory.speaker))
         for index in self._vectors.values():
             index.clear(slot)
         self._keys.pop(row, None)
 
-    def _renumber(self) -> None:
-        """Close the gaps that forgotten rows left."""
-        slots = self._slots()
-        self._words.renumber(slots)
-        for index in self._vectors.values():
-            index.renumber(slots)
-        for name in ("_rows", "_positions", "_speakers"):
-            old = getattr(self, name)
-            setattr(self, name, array(old.typecode, np.asarray(old)[slots].tobytes()))
-        self._live = bytearray(b"\1" * len(slots))
-
     # -- vectors -------------------------------------------------------------------------------------------------------
 
     def lacks(self, model: str) -> list[Wanted]:
         """The live rows that have no vector of this model, in order of the stream."""
-        slots, index = self._slots(), self._vectors.get(model)
+        slots, index = self._places.live(), self._vectors.get(model)
         missing = slots if index is None else index.missing(slots)
         if not len(missing):
             return []
-        rows = [self._rows[slot] for slot in missing]
+        rows = self._places.rows(missing)
         texts = self._texts(rows)
         return [
-            Wanted(row, self._positions[slot], *self._keys[row], texts[row]) for slot, row in zip(missing, rows, strict=True)
+            Wanted(row, self._places.position(slot), *self._keys[row], texts[row])
+            for slot, row in zip(missing, rows, strict=True)
         ]
 
     def give(self, model: str, wanted: Sequence[Wanted], vectors: Mapping[int, Floats]) -> None:
         """Set vectors, by position; of rows that have changed since `lacks` told of them, nothing is set."""
         slots, given = [], []
         for want in wanted:
-            slot = bisect_left(self._rows, want.row)
-            known = slot < len(self._rows) and self._rows[slot] == want.row and self._positions[slot] == want.position
-            if known and self._live[slot] and want.position in vectors:
+            slot = self._places.slot(want.row, want.position)
+            if slot is not None and want.position in vectors:
                 slots.append(slot)
                 given.append(vectors[want.position])
         if slots:
@@ -285,13 +257,13 @@ class SessionView:
 
         Every row that `where` leaves is ranked, so the answer is exact. With a vector, no row may lack one of that model.
         """
-        slots = self._slots()
+        slots = self._places.live()
         allowed = self._allowed(where, slots)
         if not len(allowed):
             return []
         scores = ranking.score(self._evidence(question, slots, allowed), question.preferences)
         best = ranking.best(scores.total, allowed, limit, min_score)
-        memories = self._memories([self._rows[slots[at]] for at in best])
+        memories = self._memories(self._places.rows(slots[best]))
         return [
             Recollection(
                 memory=memory,
@@ -315,26 +287,17 @@ class SessionView:
         return ranking.Evidence(
             similarities=similarities,
             matches=self._words.match(asked_for(question.text), slots),
-            named=self._named(question.text, slots),
+            named=self._places.named(plain_words(question.text), slots),
             importance=importance,
             age_days=age_days,
         )
-
-    def _named(self, query: str, slots: Slots) -> NDArray[np.bool_]:
-        asked = set(plain_words(query))
-        named = [bool(speaker and asked.intersection(plain_words(speaker))) for speaker in self._speaker_numbers]
-        return np.array(named)[np.frombuffer(self._speakers, np.uint32)[slots]]
-
-    def _slots(self) -> Slots:
-        """The slots of the live rows, in order of the stream."""
-        return np.flatnonzero(np.frombuffer(self._live, np.uint8))
 
     def _allowed(self, where: Condition, slots: Slots) -> Slots:
         """Which of `slots` a condition leaves, as places among them."""
         if where == ALL:
             return np.arange(len(slots))
         rows = [row for (row,) in self._db.execute(f"SELECT row FROM memories WHERE {where.sql} ORDER BY row", where.values)]
-        return np.searchsorted(np.asarray(self._rows)[slots], np.array(rows, np.int64))
+        return self._places.among(slots, rows)
 
     def _memories(self, rows: Sequence[int]) -> list[Memory]:
         marks = ", ".join("?" * len(rows))
@@ -376,7 +339,7 @@ class SessionView:
 
     def dump(self, model: str | None = None) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Everything the view holds, in order, for comparing two views: rows, past, words, and the vectors of `model`."""
-        slots = self._slots()
+        slots = self._places.live()
         index = self._vectors.get(model or "")
         return (
             self._db.execute(f"SELECT {COLUMNS} FROM memories ORDER BY row").fetchall(),
