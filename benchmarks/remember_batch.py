@@ -1,7 +1,7 @@
 """How fast is remembering 100 things at once?
 
-`remember_many` of 100 texts, against a batch of 100 puts of LangGraph's SqliteStore (no vector index: memfold has none yet).
-Both are durable when they return, and all or none.
+`remember_many` of 100 texts, against a batch of 100 puts of LangGraph's SqliteStore (without its vector index; memfold embeds
+behind the log, here too). Both are durable when they return, and all or none.
 """
 
 import itertools

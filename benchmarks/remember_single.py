@@ -1,8 +1,8 @@
 """How fast is one durable remember, one thread, on an empty store and beside 100,000 memories?
 
-Against LangGraph's SqliteStore (put; no vector index, memfold has none either yet) with as many items, and against the least a
-PostgreSQL commit can cost: a prepared one-row INSERT of the same bytes on one autocommit connection of the same server. Every
-session a store remembers into begins with about 500 memories on the full store, with none on the empty one.
+Against LangGraph's SqliteStore (put, without its vector index; memfold embeds behind the log, here too) with as many items, and
+against the least a PostgreSQL commit can cost: a prepared one-row INSERT of the same bytes on one autocommit connection of the
+same server. Every session a store remembers into begins with about 500 memories on the full store, with none on the empty one.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """LangGraph's SqliteStore as it ships: a file on disk, its own connection settings.
 
-Without a vector index, because memfold has none yet.
+Without a vector index, which would embed before `put` returns; memfold embeds behind the log.
 """
 
 import json
