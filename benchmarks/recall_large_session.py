@@ -98,6 +98,7 @@ def main() -> None:
         with at.store(NAME, embedder=embedder) as store:
             for size in BARS_MS:
                 store.remember_many(contents[:size], session_id=f"session-{size}")
+            at.analyze(NAME)
             store.flush()
         fill_up(at, total - sum(BARS_MS))
         at.analyze(NAME)

@@ -52,6 +52,7 @@ def filled(at: Server, name: str, sessions: int, contents: list[str], embedder: 
     """A store of so many sessions whose vectors are stored and whose views are folded."""
     store = at.store(name, embedder=embedder)
     fill(store, sessions=sessions, memories=MEMORIES, contents=iter(contents))
+    at.analyze(name)
     store.flush()
     at.analyze(name)
     for number in range(sessions):
