@@ -17,7 +17,6 @@ from memfold.errors import EmbedderFailed, SettingsError
 Vectors = NDArray[np.float32]
 """float32, shape (n, d)."""
 
-NORM_TOLERANCE = 0.01
 NAME_CHARACTERS_MAX = 200
 
 
@@ -78,10 +77,11 @@ class Encoder:
 
     def __init__(self, embedder: Embedder, *, seconds_a_text: float = 0.005) -> None:
         name = getattr(embedder, "name", None)
-        named = isinstance(name, str) and 0 < len(name) <= NAME_CHARACTERS_MAX
-        if not named or not callable(getattr(embedder, "encode", None)):
+        is_class = isinstance(embedder, type)
+        if is_class or not _is_name(name) or not callable(getattr(embedder, "encode", None)):
+            what = f"the class {embedder.__name__}" if isinstance(embedder, type) else type(embedder).__name__
             wanted = f"an object with a name (1 to {NAME_CHARACTERS_MAX} characters) and encode(texts)"
-            raise SettingsError("embedder", f"is {type(embedder).__name__}: give {wanted}")
+            raise SettingsError("embedder", f"is {what}: give {wanted}")
         self.name = str(name)
         self.dimension: int | None = None
         self.seconds_a_text = seconds_a_text  # until it is measured
@@ -124,5 +124,18 @@ class Encoder:
 
 def normalized(vectors: Vectors) -> Vectors:
     """Every row at length 1; rows of zeros stay as they are."""
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-    return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0), np.float32)
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)  # first, or the squares of extreme numbers overflow
+    scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
+    norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
+    return np.asarray(np.divide(scaled, norms, out=np.zeros_like(scaled), where=norms > 0), np.float32)
+
+
+def _is_name(name: object) -> bool:
+    """Whether vectors can be stored under it."""
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS_MAX or "\0" in name:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -96,7 +96,7 @@ class MemoryStore:
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
-        encoder = Encoder(embedder or default_embedder())
+        encoder = Encoder(default_embedder() if embedder is None else embedder)
         self._pid = os.getpid()
         self._closed = True
         self._settings = settings or Settings()

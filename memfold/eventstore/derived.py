@@ -16,13 +16,14 @@ EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated]]
 """The events that have a vector: each that gives a memory its words, or may change them."""
 
 WAITING = """
-SELECT count(*) AS count FROM memfold.events e
+FROM memfold.events e
 JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
-WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.type = ANY(%(types)s)
+WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.position <= %(upto)s AND e.type = ANY(%(types)s)
 AND (%(stream)s::uuid IS NULL OR e.stream_id = %(stream)s)
 AND NOT EXISTS (
     SELECT FROM memfold.embeddings v WHERE v.tenant_id = e.tenant_id AND v.position = e.position AND v.model = %(model)s
 )"""
+END_OF_LOG = 2**63 - 1
 
 
 def seal_vector(vector: bytes, *, tenant: int, event_id: bytes, key: bytes, model: str) -> bytes:
@@ -60,16 +61,35 @@ def stored_embeddings(database: Database, tenant: int, model: str, positions: Se
     return database.read(read) if positions else {}
 
 
+def stored_sizes(database: Database, tenant: int, model: str) -> set[int]:
+    """How many bytes the vectors have that are stored under this name, by a sample of them; empty if there are none."""
+    query = """SELECT DISTINCT length(sealed) - %s::int AS size FROM
+               (SELECT sealed FROM memfold.embeddings WHERE tenant_id = %s AND model = %s LIMIT 100) sample"""
+    return {row.size for row in database.rows(query, (sealing.SEAL_BYTES, tenant, model))}
+
+
 def waiting(database: Database, tenant: int, model: str, *, after: int, stream: bytes | None = None) -> int:
     """How many living events behind `after`, of one stream or of all, have no vector of this model."""
-    parameters = {
+    parameters = _waiting(tenant, model, after, END_OF_LOG, stream)
+    return int(database.rows("SELECT count(*) AS count" + WAITING, parameters)[0].count)
+
+
+def waiting_positions(database: Database, tenant: int, model: str, *, after: int, upto: int, limit: int) -> list[int]:
+    """The first of the living events with `after` < position <= `upto` that have no vector of this model."""
+    parameters = _waiting(tenant, model, after, upto, None) | {"limit": limit}
+    query = f"SELECT e.position {WAITING} ORDER BY e.position LIMIT %(limit)s"
+    return [row.position for row in database.rows(query, parameters)]
+
+
+def _waiting(tenant: int, model: str, after: int, upto: int, stream: bytes | None) -> dict[str, object]:
+    return {
         "tenant": tenant,
         "after": after,
+        "upto": upto,
         "types": arrays.int_array(EMBEDDED_TYPES, arrays.INT2),
         "stream": arrays.uuid(stream) if stream else None,
         "model": model,
     }
-    return int(database.read(lambda connection: connection.execute(WAITING, parameters).fetchone()[0]))  # type: ignore[index]
 
 
 def counts_by_model(database: Database, tenant: int) -> dict[str, int]:

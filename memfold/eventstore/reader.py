@@ -110,6 +110,11 @@ def version_at(database: Database, tenant: int, stream: bytes, position: int) ->
     return int(database.row(query, (tenant, arrays.uuid(stream), position)).found or 0)
 
 
+def newest_position(database: Database, tenant: int) -> int:
+    """The position of the tenant's newest committed event, settled or not; 0 if there is none."""
+    return int(database.row("SELECT max(position) AS found FROM memfold.events WHERE tenant_id = %s", (tenant,)).found or 0)
+
+
 def stream_of_memory(database: Database, tenant: int, memory_id: bytes) -> bytes | None:
     """The stream a memory lives in; None if nobody ever remembered it."""
     query = "SELECT stream_id FROM memfold.events WHERE tenant_id = %s AND memory_id = %s LIMIT 1"

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 KEY_BYTES = 32
 NONCE_BYTES = 12
 KEY_ID_BYTES = 16
+SEAL_BYTES = 1 + NONCE_BYTES + 16  # what `seal` adds: format, nonce, tag
 
 SEALED_1 = b"\x01"  # AES-256-GCM over plain msgpack
 WRAPPED_1 = b"\x01"  # AES-256-GCM over a 32-byte key

@@ -30,6 +30,7 @@ class Tail:
 
     def __init__(self, database: Database, lease: Lease | None = None) -> None:
         self._lease = lease or Lease(database)
+        self._is_lent = lease is not None
         self._windows: deque[tuple[int, set[str]]] = deque()
         self.settled = 0
 
@@ -40,8 +41,9 @@ class Tail:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back."""
-        self._lease.close()
+        """Give the connection back, unless it is whose it was lent by."""
+        if not self._is_lent:
+            self._lease.close()
 
     def advance(self) -> int:
         """Look once, and return the settled position. Rows must be read after this, with a snapshot of their own."""

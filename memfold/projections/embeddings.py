@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from memfold.embedding import Encoder, Vectors, normalized
-from memfold.errors import EmbedderFailed, MemfoldError
+from memfold.errors import EmbedderFailed, StoreUnavailable
 from memfold.eventstore import derived
 from memfold.eventstore.database import Database
 from memfold.eventstore.sealing import BadSeal
@@ -39,6 +39,7 @@ class Embeddings:
         self.encoder = encoder
         self._database = database
         self.tenant = tenant
+        self._dimension_checked = False
 
     def stored(self, sources: Sequence[Source]) -> dict[int, Floats]:
         """The vectors of those sources that have one, by position. One that does not open counts as missing.
@@ -70,16 +71,27 @@ class Embeddings:
         return found
 
     def make_now(self, sources: Sequence[Source]) -> dict[int, Floats]:
-        """Embed and store the sources.
+        """Embed the sources, and store them if the database takes them.
 
         Raises:
             EmbedderFailed: the embedder did; nothing is stored.
         """
-        if not sources:
-            return {}
-        packed = pack(self.encoder.encode([source.text for source in sources]))
-        self._keep(sources, packed)
+        packed = self._encoded(sources)
+        try:
+            self._store(sources, packed)
+        except StoreUnavailable as error:
+            logger.warning("%d vectors were made and could not be stored: %s", len(sources), error)
         return unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
+
+    def put(self, sources: Sequence[Source]) -> None:
+        """Embed and store those sources that have no vector yet.
+
+        Raises:
+            EmbedderFailed, StoreUnavailable: nothing is stored.
+        """
+        known = self._sealed(sources)
+        missing = [source for source in sources if source.position not in known]
+        self._store(missing, self._encoded(missing))
 
     def remake(self, sources: Sequence[Source]) -> list[float]:
         """Embed anew, and put that in the place of what is stored; return the cosines of old and new.
@@ -88,7 +100,7 @@ class Embeddings:
         """
         old = self._sealed(sources)
         before = unpacked({s.position: blob for s in sources if s.position in old and (blob := self._open(s, old[s.position]))})
-        packed = pack(self.encoder.encode([source.text for source in sources]))
+        packed = self._encoded(sources)
         after = unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
         positions, sealed = [source.position for source in sources], self._seal(sources, packed)
         derived.replace_embeddings(self._database, self.tenant, self.encoder.name, positions, sealed)
@@ -109,10 +121,7 @@ class Embeddings:
             return None
         dimension = len(blob) // STORED.itemsize
         if self.encoder.dimension not in (None, dimension):
-            problem = (
-                f"returned vectors of {self.encoder.dimension} dimensions, and those stored under its name have {dimension}"
-            )
-            raise EmbedderFailed(name, f"{problem}: a changed model needs another name")
+            raise self._other_dimension(dimension)
         return blob
 
     def _seal(self, sources: Sequence[Source], packed: Sequence[bytes]) -> list[bytes]:
@@ -121,18 +130,37 @@ class Embeddings:
             for source, blob in zip(sources, packed, strict=True)
         ]
 
-    def _keep(self, sources: Sequence[Source], packed: Sequence[bytes]) -> None:
-        """Store what was made. A database that takes no writes is no reason not to answer."""
-        positions = [source.position for source in sources]
-        try:
+    def _encoded(self, sources: Sequence[Source]) -> list[bytes]:
+        """The sources' vectors as they are stored; refused if those stored before have another dimension."""
+        if not sources:
+            return []
+        packed = pack(self.encoder.encode([source.text for source in sources]))
+        if not self._dimension_checked:
+            # A few of a strange size were tampered with; if all are, it is the embedder that changed.
+            sizes = {size for size in derived.stored_sizes(self._database, self.tenant, self.encoder.name) if size > 0}
+            if sizes and len(packed[0]) not in sizes:
+                raise self._other_dimension(max(sizes) // STORED.itemsize)
+            self._dimension_checked = True
+        return packed
+
+    def _other_dimension(self, stored: int) -> EmbedderFailed:
+        problem = f"returned vectors of {self.encoder.dimension} dimensions, and those stored under its name have {stored}"
+        return EmbedderFailed(self.encoder.name, f"{problem}: a changed model needs another name")
+
+    def _store(self, sources: Sequence[Source], packed: Sequence[bytes]) -> None:
+        if sources:
+            positions = [source.position for source in sources]
             derived.store_embeddings(self._database, self.tenant, self.encoder.name, positions, self._seal(sources, packed))
-        except MemfoldError as error:
-            logger.warning("%d vectors were made and could not be stored: %s", len(sources), error)
 
 
 def pack(vectors: Vectors) -> list[bytes]:
     """Vectors as they are stored."""
     return [row.tobytes() for row in vectors.astype(STORED)]
+
+
+def rounded(vectors: Vectors) -> Vectors:
+    """Vectors as they are after they were stored."""
+    return normalized(vectors.astype(STORED).astype(np.float32))
 
 
 def unpacked(packed: dict[int, bytes]) -> dict[int, Floats]:

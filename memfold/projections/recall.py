@@ -13,11 +13,12 @@ from memfold.embedding import Encoder
 from memfold.errors import EmbedderFailed
 from memfold.eventstore.codec import key_context
 from memfold.model import Recollections
-from memfold.projections.embeddings import Embeddings, Source
+from memfold.projections.embeddings import Embeddings, Source, rounded
 from memfold.projections.filters import Condition
 from memfold.projections.ranking import Preferences
 from memfold.projections.view import Question, SessionView, Wanted
 from memfold.projections.views import Views
+from memfold.projections.words import Floats
 
 AT_ONCE_S = 0.1  # what takes no longer is made while the view is held, so that it ends
 STATIC_S = 0.25  # the static model may take this long even if nobody wants to wait
@@ -117,20 +118,18 @@ class Recaller:
                 if rest_s > max(deadline - time.monotonic(), STATIC_S):
                     return answer(view, self._question(query, None))
                 if rest_s <= STATIC_S:
-                    self._give_static(view, wanted)
+                    if wanted:
+                        view.give(encoder.name, wanted, self._encode_static(wanted))
                     return answer(view, self._question(query, encoder))
-            vectors = encoder.encode([want.text for want in wanted])
+            made = self._encode_static(wanted)
             with self._views.session(session_id) as view:
                 if view:
-                    view.give(
-                        encoder.name, wanted, {want.position: vector for want, vector in zip(wanted, vectors, strict=True)}
-                    )
+                    view.give(encoder.name, wanted, made)
 
-    def _give_static(self, view: SessionView, wanted: Sequence[Wanted]) -> None:
-        if wanted:
-            vectors = self._static.encode([want.text for want in wanted])
-            made = {want.position: vector for want, vector in zip(wanted, vectors, strict=True)}
-            view.give(self._static.name, wanted, made)
+    def _encode_static(self, wanted: Sequence[Wanted]) -> dict[int, Floats]:
+        """Rounded as if they had been stored: the store's own embedder may be this one."""
+        vectors = rounded(self._static.encode([want.text for want in wanted]))
+        return {want.position: vector for want, vector in zip(wanted, vectors, strict=True)}
 
 
 def take_stored(view: SessionView, embeddings: Embeddings) -> list[Wanted]:
