@@ -7,6 +7,7 @@ batch, and a padded batch was no faster.
 Models: Wang et al. 2020 (MiniLM), Reimers and Gurevych 2019 (sentence-transformers), Minish Lab 2024 (model2vec).
 """
 
+import os
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -116,6 +117,16 @@ def default_embedder() -> Embedder:
 def static_embedder() -> Embedder:
     """The embedder that answers while the better one has not seen everything yet."""
     return StaticEmbedder()
+
+
+def _begin_anew() -> None:
+    """In a forked child: a lock that another thread held stays locked for ever, and so would the model behind it."""
+    default_embedder.cache_clear()
+    static_embedder.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def read_checked(folder: Path, name: str) -> bytes:

@@ -234,7 +234,9 @@ def test_every_event_type_is_in_the_log_with_its_number(number):
     assert f"| {number} | `{events.TYPES[number].__name__}` |" in text_of(ROOT / "docs" / "log.md")
 
 
-@pytest.mark.parametrize("table", ["events", "payloads", "embeddings", "checkpoints", "heads", "sessions", "idempotency", "erasures"])
+@pytest.mark.parametrize(
+    "table", ["events", "payloads", "embeddings", "checkpoints", "heads", "sessions", "idempotency", "erasures"]
+)
 def test_every_table_and_column_is_in_the_log(table):
     columns_of(f"memfold.{table}")
 

@@ -72,7 +72,9 @@ class Recaller:
                     if encoder.name != self._static.name:
                         view.drop_vectors(self._static.name)
                     return answer(view, question)
-            if not in_time or not self._make(session_id, wanted, deadline):
+                # With the key of this hold: by the next one the name may mean another session.
+                sources = sources_of(view, wanted, self._embeddings.tenant)
+            if not in_time or not self._make(session_id, wanted, sources, deadline):
                 return self._recall_static(query, session_id, answer, deadline)
 
     def _question(self, query: str, encoder: Encoder | None) -> Question:
@@ -89,10 +91,8 @@ class Recaller:
         view.give(self._embeddings.encoder.name, wanted, made)
         return True
 
-    def _make(self, session_id: str, wanted: Sequence[Wanted], deadline: float) -> bool:
+    def _make(self, session_id: str, wanted: Sequence[Wanted], sources: Sequence[Source], deadline: float) -> bool:
         """Embed while others may use the view; False if the time or the embedder does not allow it."""
-        with self._views.session(session_id) as view:
-            sources = sources_of(view, wanted, self._embeddings.tenant) if view else []
         try:
             made = self._embeddings.make(sources, lambda: time.monotonic() < deadline)
         except EmbedderFailed:
