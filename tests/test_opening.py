@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+import uuid
+from functools import partial
 
+import alembic.command
+import psycopg
 import pytest
+from conftest import MASTER_KEY
 
 from memfold import KeyUnavailable, MemoryStore
-from memfold.eventstore import embedded
+from memfold.eventstore import database, embedded
+from memfold.minilm import static_embedder
 
 LEAVES_WITHOUT_CLOSING = """
 import sys
@@ -61,3 +67,27 @@ def test_the_environment_names_the_target_and_the_key(folder, monkeypatch):
     monkeypatch.setenv("MEMFOLD_MASTER_KEY", "B" * 43)
     with pytest.raises(KeyUnavailable):
         MemoryStore(folder)
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date_and_keeps_what_it_holds(server_url, monkeypatch):
+    with psycopg.connect(server_url, autocommit=True) as owner:
+        name = f"first_{uuid.uuid4().hex}"
+        owner.execute(f"CREATE DATABASE {name}")
+    url = server_url.replace("/postgres?", f"/{name}?")
+    with psycopg.connect(url, autocommit=True) as owner, monkeypatch.context() as patch:
+        patch.setattr(database, "HEAD", "0001")
+        patch.setattr("alembic.command.upgrade", partial(upgrade_to, "0001", alembic.command.upgrade))
+        database.migrate(owner, url)
+        assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == ("0001",)
+        assert owner.execute("SELECT to_regclass('memfold.checkpoints')").fetchone() == (None,)
+
+    with MemoryStore(url, master_key=MASTER_KEY, embedder=static_embedder()) as store:
+        store.remember("tea", session_id="s")
+        store.flush(30)
+        assert store.recall("tea", session_id="s")[0].memory.content == "tea"
+    with psycopg.connect(url) as owner:
+        assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == ("0002",)
+
+
+def upgrade_to(revision, upgrade, config, _):
+    upgrade(config, revision)
