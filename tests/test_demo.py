@@ -6,22 +6,73 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
+WIDTH = 100
 
 
-def test_the_demo_keeps_its_promises_and_leaves_nothing_behind(tmp_path):
-    environment = os.environ | {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """The demo, run once in a pipe: what it wrote, and the temporary folder it had."""
+    folder = tmp_path_factory.mktemp("demo")
+    environment = os.environ | {"TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)}
     found = subprocess.run(
         [sys.executable, str(DEMO)], capture_output=True, text=True, timeout=120, env=environment, check=False
     )
-
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stderr == ""
-    assert "220 turns" in found.stdout
-    assert "coriander" in found.stdout
-    assert "5150" in found.stdout
-    assert re.search(r"\b0 hits", found.stdout)
-    assert "lost: 0 of 25" in found.stdout
-    assert list(tmp_path.glob("memfold-demo-*")) == []
+    return found.stdout, folder
+
+
+def test_the_demo_shows_that_the_meaning_finds_what_the_words_do_not(told):
+    answers = best_answers(told[0])
+
+    assert "pork" in answers["Who avoids ham and bacon?"]
+    assert "frozen bottle" in answers["How do you cool an overheated amphibian?"]
+    assert len(answers) >= 10
+    for answer in answers.values():
+        assert re.match(r"0\.\d\d \d\d (Aug|Sep|Oct) \d\d:\d\d (Nora|Jonas|Ilse|Emil|Iris)\b", answer)
+
+
+def test_the_demo_shows_what_a_score_is_made_of(told):
+    parts = {name: float(share) for name, share in re.findall(r"^    (\w+) +(0\.\d\d)  ", told[0], re.MULTILINE)}
+    score = parts.pop("score")
+
+    assert list(parts) == ["meaning", "words", "neighbours", "speaker"]
+    assert abs(sum(parts.values()) - score) < 0.03  # each is rounded
+
+
+def test_the_demo_updates_forgets_survives_a_crash_and_replays(told):
+    text = " ".join(told[0].split())
+
+    assert "It remembers 220 turns" in text
+    assert "and now 0 are" in text
+    assert "v2 16 Sep 08:05 Nora Alarm code for the studio is 9902" in text
+    assert "get() raises MemoryForgotten" in text
+    assert len(re.findall(r"\b0 hits in [\d,]+ files", text)) == 2
+    assert re.search(r"lost 0 of \d+ acknowledged", text)
+    assert "older 219 of 219 memories are as they were" in text
+    assert "recall 7 of 7 questions have the same best answer" in text
+    assert "the same as the store's" in text
+
+
+def test_the_demo_fits_its_lines(told):
+    lines = told[0].splitlines()
+
+    assert max(len(line) for line in lines) <= WIDTH
+    assert not re.search(r"\x1b", told[0])  # in a pipe
+
+
+def test_the_demo_leaves_nothing_behind(told):
+    _, folder = told
+
+    assert list(folder.glob("memfold-demo-*")) == []
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False).stdout
-    assert str(tmp_path) not in running
+    assert str(folder) not in running
+
+
+def best_answers(text):
+    """The first line of the first answer to each question, without the blanks; of a question asked twice, the last."""
+    found = re.findall(r"^  (\S[^\n]*\?)  [\d.]+ ms[^\n]*\n    (0\.\d\d [^\n]*(?:\n {29}[^\n]*)*)", text, re.MULTILINE)
+    return {query: " ".join(answer.split()) for query, answer in found}
