@@ -258,6 +258,7 @@ def test_of_several_processes_one_embeds_and_when_it_is_killed_another_does(make
     assert len({pid for pid, _ in journal_of(journal)}) == count
 
 
+def test_a_process_that_does_not_embed_itself_also_hears_that_a_text_cannot_be_embedded(make_store):
     one, two = make_store(embedder=Poisoned()), make_store(embedder=Poisoned())
     one.remember_many(["poison", "tea"], session_id="s")
     for store in (one, two):
@@ -483,6 +484,21 @@ def test_a_store_closed_while_it_embeds_stops_after_the_texts_at_hand(make_store
     assert 0 < len(stored(next_one)) <= 16
     next_one.flush(PATIENCE_S)
     assert len(stored(next_one)) == 500
+
+
+@pytest.mark.xfail(reason="the rest after a turn is taken also when the turn ended because the store closes")
+def test_a_store_is_closed_however_long_its_thread_would_have_rested(make_store, monkeypatch):
+    monkeypatch.setattr("memfold.projections.follower.IDLE_S", 2.0 * PATIENCE_S)
+    store = make_store(embedder=Words())
+    store.remember("tea", session_id="s")
+    store.flush(PATIENCE_S)
+    closing = threading.Thread(target=store.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S / 6)
+    is_closed = not closing.is_alive()
+    store._follower._woken.set()  # whatever it waits for, it leaves no thread to the tests after this one
+    closing.join(PATIENCE_S)
+    assert is_closed
 
 
 def test_a_store_closed_while_others_recall_and_remember_says_so_and_leaves_no_thread(make_store):
