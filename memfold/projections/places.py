@@ -76,6 +76,8 @@ class Places:
 
     def named(self, words: Collection[str], slots: Slots) -> NDArray[np.bool_]:
         """Of each slot whether a word of its speaker's name is among `words`."""
+        if not self._numbers:
+            return np.zeros(len(slots), np.bool_)
         named = np.zeros(self._next_number, np.bool_)
         for speaker, number in self._numbers.items():
             named[number] = not set(words).isdisjoint(plain_words(speaker))

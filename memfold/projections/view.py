@@ -39,6 +39,8 @@ REMEMBERED, UPDATED, FORGOTTEN, CLOSED = (
 )
 _CHANGES: dict[int, ChangeType] = {REMEMBERED: "remembered", UPDATED: "updated", FORGOTTEN: "forgotten"}
 
+READY_MAX = 1_000
+
 # `row` is the stream version of the first event: it breaks ties between memories of the same time. `past` holds the earlier
 # versions of memories that were changed, and all versions, without content, of those that were forgotten.
 SCHEMA = """
@@ -108,6 +110,8 @@ class SessionView:
         self._words = Words()
         self._vectors: dict[str, VectorIndex] = {}
         self._places = Places()
+        self._ready: dict[int, tuple[Any, ...]] = {}  # rows as they were read last
+        self._size_bytes: int | None = None  # measured when asked for; None after a change
         self._keys: dict[int, tuple[bytes, bytes]] = {}  # of each row: its newest event's id and wrapped key
         for name, arguments, function in FUNCTIONS:
             self._db.create_function(name, arguments, function, deterministic=True)
@@ -118,6 +122,11 @@ class SessionView:
 
     def size_bytes(self) -> int:
         """About how much RAM the view holds."""
+        if self._size_bytes is None:
+            self._size_bytes = self._measured_bytes()
+        return self._size_bytes
+
+    def _measured_bytes(self) -> int:
         pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
         arrays = self._places.size_bytes() + 300 * len(self._keys) + self._words.size_bytes()
         return int(pages * size) + arrays + sum(index.size_bytes() for index in self._vectors.values()) + BASE_BYTES
@@ -127,6 +136,7 @@ class SessionView:
     def fold(self, events: Iterable[LoggedEvent]) -> None:
         """Apply events in stream order. If opening one fails, none is applied; if applying one does, drop the view."""
         opened = list(events)
+        self._size_bytes = None
         self._db.execute("BEGIN")
         for event in opened:
             apply(self, event)
@@ -153,6 +163,7 @@ class SessionView:
         for index in self._vectors.values():
             index.clear(slot)
         self._keys.pop(row, None)
+        self._ready.pop(row, None)
 
     # -- vectors -------------------------------------------------------------------------------------------------------
 
@@ -171,6 +182,7 @@ class SessionView:
 
     def give(self, model: str, wanted: Sequence[Wanted], vectors: Mapping[int, Floats]) -> None:
         """Set vectors, by position; of rows that have changed since `lacks` told of them, nothing is set."""
+        self._size_bytes = None
         slots, given = [], []
         for want in wanted:
             slot = self._places.slot(want.row, want.position)
@@ -182,7 +194,8 @@ class SessionView:
 
     def drop_vectors(self, model: str) -> None:
         """Drop all vectors of a model."""
-        self._vectors.pop(model, None)
+        if self._vectors.pop(model, None):
+            self._size_bytes = None
 
     def _index(self, model: str, dimension: int) -> "VectorIndex":
         from memfold.projections.vectors import VectorIndex  # faiss takes as long to import as a view to fold
@@ -300,9 +313,16 @@ class SessionView:
         return self._places.among(slots, rows)
 
     def _memories(self, rows: Sequence[int]) -> list[Memory]:
-        marks = ", ".join("?" * len(rows))
-        found = {row[14]: row for row in self._db.execute(f"SELECT {COLUMNS} FROM memories WHERE row IN ({marks})", rows)}
-        return [self._memory(found[row]) for row in rows]
+        """The memories in these rows. What was read last is kept ready: an agent asks much the same again."""
+        missing = [row for row in rows if row not in self._ready]
+        if len(self._ready) + len(missing) > READY_MAX:
+            self._ready.clear()
+            missing = list(rows)
+        if missing:
+            marks = ", ".join("?" * len(missing))
+            for found in self._db.execute(f"SELECT {COLUMNS} FROM memories WHERE row IN ({marks})", missing):
+                self._ready[found[14]] = found
+        return [self._memory(self._ready[row]) for row in rows]
 
     def history(self, memory_id: bytes) -> list[Change]:
         """Every version of a memory, first to last; empty if it never was in this session."""

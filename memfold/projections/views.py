@@ -119,6 +119,10 @@ class Views:
 
     def _refresh(self, slot: _Slot, session_id: str) -> None:
         keyring = self._keyring
+        # A stream that is open and where we left it is still the one its name leads to: a name changes hands only by a
+        # forget, which closes the stream.
+        if slot.view and reader.open_at(self._database, keyring.tenant, slot.view.stream) == slot.view.version > 0:
+            return
         while True:
             known, after = (slot.view.stream, slot.view.version) if slot.view else (NO_STREAM, 0)
             found = reader.read_session(self._database, keyring.tenant, keyring.session_hmac(session_id), known, after)
