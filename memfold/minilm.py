@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memfold.embedding import Embedder, Vectors, normalized
 from memfold.errors import ModelFileError
 
 MODELS = Path(__file__).parent / "models"
+TOKENS_MAX = 256
+BATCH_TEXTS = 4_096
+FEW_TEXTS = 32  # too few to repeat their words
 CHARACTERS_MAX = 4_000  # more than the 256 tokens either model looks at; the rest need not be tokenized
 UNKNOWN = "[UNK]"
 
@@ -93,13 +97,39 @@ class StaticEmbedder(_Lazy):
         Raises:
             ModelFileError: a file of the model is missing or not the one that was shipped.
         """
-        tokenizer, embeddings, unknown = self._ready()
-        sums = np.zeros((len(texts), embeddings.shape[1]), np.float32)
-        for index, encoding in enumerate(tokenizer.encode_batch_fast([text[:CHARACTERS_MAX] for text in texts])):
-            ids = [token for token in encoding.ids if token != unknown]
-            if ids:
-                sums[index] = embeddings[ids].sum(axis=0, dtype=np.float32)
+        sums = np.zeros((len(texts), self._ready()[1].shape[1]), np.float32)
+        for begin in range(0, len(texts), BATCH_TEXTS):
+            self._add_up([text[:CHARACTERS_MAX] for text in texts[begin : begin + BATCH_TEXTS]], sums[begin:])
         return normalized(sums)
+
+    def _add_up(self, texts: Sequence[str], sums: Vectors) -> None:
+        """Set the first rows of `sums` to the sums of the texts' token vectors.
+
+        A space always parts tokens, so a text's tokens are those of its pieces, and each piece is tokenized once: people use
+        few words often. The vectors are whole numbers, so it does not matter in which order they are added.
+        """
+        if len(texts) < FEW_TEXTS:
+            sums[: len(texts)] = self._token_sums(texts)[0]
+            return
+        numbers: dict[str, int] = {}
+        pieces = [[numbers.setdefault(piece, len(numbers)) for piece in text.split(" ")] for text in texts]
+        of_pieces, counts = self._token_sums(list(numbers))
+        for index, (text, places) in enumerate(zip(texts, pieces, strict=True)):
+            if counts[places].sum() <= TOKENS_MAX:
+                sums[index] = of_pieces[places].sum(axis=0)
+            else:
+                sums[index] = self._token_sums([text])[0][0]
+
+    def _token_sums(self, texts: Sequence[str]) -> tuple[Vectors, NDArray[np.int64]]:
+        """The sum of the token vectors of each text, of its first 256 tokens, and how many those are."""
+        tokenizer, embeddings, unknown = self._ready()
+        tokens = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        sums = np.zeros((len(texts), embeddings.shape[1]), np.float32)
+        for index, ids in enumerate(tokens):
+            known = [token for token in ids if token != unknown]
+            if known:
+                sums[index] = embeddings[known].sum(axis=0, dtype=np.float32)
+        return sums, np.array([len(ids) for ids in tokens], np.int64)
 
     def _load(self) -> Any:
         tokenizer = _tokenizer(self._file("tokenizer.json"))

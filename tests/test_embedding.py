@@ -812,3 +812,11 @@ def test_a_failed_follower_gives_its_turn_to_another_process(make_store, owner):
     other = make_store(embedder=working)
     other.flush(PATIENCE_S)
     assert len(vectors_of(owner, other)) == 8
+
+
+def test_a_static_vector_does_not_depend_on_what_else_is_embedded_with_it(rand):
+    vocabulary = ["tea", "naïve\tÄrger", "don't-stop", "東京", "\x1cx\x00y", "a,b.c", "", "😀", "\ufeffword", "ﬁsh", "w" * 120]
+    texts = [" ".join(rand.choices(vocabulary, k=rand.choice([0, 1, 5, 40, 300]))) for _ in range(200)]
+    embedder = StaticEmbedder()
+    together = embedder.encode(texts)
+    assert all((embedder.encode([text])[0] == vector).all() for text, vector in zip(texts, together, strict=True))

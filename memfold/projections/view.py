@@ -9,7 +9,6 @@ A view is not safe for several threads at once; `views.Views` lends it to one at
 """
 
 import sqlite3
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -472,7 +471,7 @@ def time_range(before: datetime | None, after: datetime | None) -> Condition:
 
 def _stored(memory: Memory) -> tuple[Any, ...]:
     return (
-        uuid.UUID(memory.id).bytes,
+        bytes.fromhex(memory.id.replace("-", "")),
         memory.content,
         memory.role,
         memory.speaker,
