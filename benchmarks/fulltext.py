@@ -42,7 +42,7 @@ class Built(NamedTuple):
 
 
 def ours(contents: list[str]) -> Built:
-    """The words of a view. RAM by what its parts say of themselves."""
+    """The words of a view."""
     words = Words()
     for slot, text in enumerate(contents):
         words.add(slot, text)
@@ -52,9 +52,20 @@ def ours(contents: list[str]) -> Built:
         found = words.match(asked_for(query), slots)
         return ranking.best(found.alone + found.paired, slots, 10, 0.0)
 
-    postings = words._postings
-    parts = [postings, words._lengths, *postings, *postings.values()]
-    return Built(sum(map(sys.getsizeof, parts)), ask)
+    return Built(held_bytes(vars(words), set()), ask)
+
+
+def held_bytes(thing: object, seen: set[int]) -> int:
+    """What an object and all it holds say they take, each counted once."""
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    parts: list[object] = []
+    if isinstance(thing, dict):
+        parts = [*thing, *thing.values()]
+    elif isinstance(thing, list | tuple):
+        parts = list(thing)
+    return sys.getsizeof(thing) + sum(held_bytes(part, seen) for part in parts)
 
 
 def fts5(contents: list[str], limit: int = 10) -> Built:
