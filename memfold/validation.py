@@ -25,6 +25,7 @@ TAGS_MAX = 64
 BATCH_MAX = 10_000
 BATCH_BYTES_MAX = 64 * 1024 * 1024
 LIMIT_MAX = 10_000
+WAIT_S_MAX = 1e9
 INTEGER_MAX = 2**63 - 1
 
 _FIELDS = NewMemory.__struct_fields__
@@ -258,7 +259,7 @@ def wait(value: object, name: str = "wait_s") -> float:
     """How long to wait, in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise InvalidQuery(name, "must be a number of seconds, 0 or more")
-    return float(value)
+    return float(min(value, WAIT_S_MAX))
 
 
 def asked_name(argument: str, value: object) -> str:

@@ -20,6 +20,7 @@ from memfold import (
     SentenceTransformerEmbedder,
     Settings,
     SettingsError,
+    StoreUnavailable,
 )
 from memfold.eventstore import arrays, derived
 from memfold.minilm import MODELS, MiniLMEmbedder, StaticEmbedder, static_embedder
@@ -820,3 +821,16 @@ def test_a_static_vector_does_not_depend_on_what_else_is_embedded_with_it(rand):
     embedder = StaticEmbedder()
     together = embedder.encode(texts)
     assert all((embedder.encode([text])[0] == vector).all() for text, vector in zip(texts, together, strict=True))
+
+
+def test_flush_says_what_the_database_refuses(make_store, monkeypatch):
+    store = make_store()
+    monkeypatch.setattr(
+        derived, "store_embeddings", lambda *_: (_ for _ in ()).throw(StoreUnavailable("no", outcome="not_written"))
+    )
+    store.remember("tea", session_id="s")
+    with pytest.raises(StoreUnavailable):
+        store.flush()
+    monkeypatch.undo()
+    store.flush(PATIENCE_S)
+    assert store.stats().embedding_lag == 0

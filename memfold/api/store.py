@@ -128,7 +128,7 @@ class MemoryStore:
         self._recaller = Recaller(
             self._views,
             self._embeddings,
-            Encoder(static_embedder(), seconds_a_text=0.0001),
+            Encoder(static_embedder(), seconds_a_text=0.00005),
             preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
             clock=clock,
         )
@@ -279,7 +279,7 @@ class MemoryStore:
         """
         self._check()
         if timeout_s is not None:
-            validation.wait(timeout_s, "timeout_s")
+            timeout_s = validation.wait(timeout_s, "timeout_s")
         self._follower.flush(timeout_s)
 
     # -- forgetting ----------------------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ class MemoryStore:
         self._check()
         session_id, limit = validation.session(session_id), validation.limit(limit)
         query, min_score = validation.query(query), validation.score(min_score)
-        validation.wait(wait_s)
+        wait_s = validation.wait(wait_s)
         where_ = self._restriction(where, before, after)
         return self._recaller.recall(query, session_id, where_, limit=limit, min_score=min_score, wait_s=wait_s)
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
 
-from memfold.errors import DatabaseUnsuitable, SchemaTooNew, StoreUnavailable
+from memfold.errors import DatabaseUnsuitable, SchemaTooNew, StoreClosed, StoreUnavailable
 from memfold.eventstore import arrays
 from memfold.eventstore.schema import HEAD
 from memfold.settings import Settings
@@ -62,6 +62,7 @@ class Database:
 
     def __init__(self, conninfo: str, settings: Settings, *, role: bool) -> None:
         self.has_role = role
+        self._closed = False
         self._conninfo = conninfo
         self._settings = settings
         self._role = role
@@ -77,7 +78,8 @@ class Database:
         )
 
     def close(self) -> None:
-        """Close every connection that is not in use."""
+        """Close every connection that is not in use; the others are closed when they are given back, and none is lent."""
+        self._closed = True
         self.engine.dispose()
 
     @contextmanager
@@ -132,6 +134,8 @@ class Database:
 
     def lend(self) -> PoolProxiedConnection:
         """Take a connection out of the pool; `Lease` gives it back."""
+        if self._closed:
+            raise StoreClosed
         try:
             return self.engine.raw_connection()
         except PoolTimeout as error:

@@ -6,6 +6,7 @@ It is stored once for each (event, model). Everything here could be made anew fr
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Any
 
 from memfold.events import NUMBERS, MemoryRemembered, MemoryUpdated
 from memfold.eventstore import arrays, sealing
@@ -15,13 +16,17 @@ from memfold.eventstore.database import Connection, Database
 EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated]]
 """The events that have a vector: each that gives a memory its words, or may change them."""
 
+# The range is written on all three tables, and loops are not nested (`_merged`): PostgreSQL plans for the tables as they were
+# when it last looked, and a nested loop over the vectors of all events for every event does not end.
 WAITING = """
 FROM memfold.events e
-JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+JOIN memfold_keys.keys k ON k.tenant_id = %(tenant)s AND k.position > %(after)s AND k.position <= %(upto)s
+    AND k.position = e.position
 WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.position <= %(upto)s AND e.type = ANY(%(types)s)
 AND (%(stream)s::uuid IS NULL OR e.stream_id = %(stream)s)
 AND NOT EXISTS (
-    SELECT FROM memfold.embeddings v WHERE v.tenant_id = e.tenant_id AND v.position = e.position AND v.model = %(model)s
+    SELECT FROM memfold.embeddings v WHERE v.tenant_id = %(tenant)s AND v.model = %(model)s
+    AND v.position > %(after)s AND v.position <= %(upto)s AND v.position = e.position
 )"""
 END_OF_LOG = 2**63 - 1
 
@@ -71,14 +76,23 @@ def stored_sizes(database: Database, tenant: int, model: str) -> set[int]:
 def waiting(database: Database, tenant: int, model: str, *, after: int, stream: bytes | None = None) -> int:
     """How many living events behind `after`, of one stream or of all, have no vector of this model."""
     parameters = _waiting(tenant, model, after, END_OF_LOG, stream)
-    return int(database.rows("SELECT count(*) AS count" + WAITING, parameters)[0].count)
+    return int(_merged(database, "SELECT count(*)" + WAITING, parameters)[0][0])
 
 
 def waiting_positions(database: Database, tenant: int, model: str, *, after: int, upto: int, limit: int) -> list[int]:
     """The first of the living events with `after` < position <= `upto` that have no vector of this model."""
     parameters = _waiting(tenant, model, after, upto, None) | {"limit": limit}
     query = f"SELECT e.position {WAITING} ORDER BY e.position LIMIT %(limit)s"
-    return [row.position for row in database.rows(query, parameters)]
+    return [position for (position,) in _merged(database, query, parameters)]
+
+
+def _merged(database: Database, query: str, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
+    def read(connection: Connection) -> list[tuple[Any, ...]]:
+        with connection.transaction():
+            connection.execute("SET LOCAL enable_nestloop = off")
+            return connection.execute(query, parameters).fetchall()
+
+    return database.read(read)
 
 
 def _waiting(tenant: int, model: str, after: int, upto: int, stream: bytes | None) -> dict[str, object]:

@@ -5,7 +5,7 @@ process, and every view folded anew, ranks alike.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +41,16 @@ class Embeddings:
         self.tenant = tenant
         self._dimension_checked = False
 
-    def stored(self, sources: Sequence[Source]) -> dict[int, Floats]:
+    def sealed(self, positions: Sequence[int]) -> dict[int, bytes]:
+        """What is stored of these events, by position."""
+        return derived.stored_embeddings(self._database, self.tenant, self.encoder.name, positions)
+
+    def opened(self, sources: Sequence[Source], sealed: Mapping[int, bytes]) -> dict[int, Floats]:
         """The vectors of those sources that have one, by position. One that does not open counts as missing.
 
         Raises:
-            EmbedderFailed: the stored ones have another dimension than the embedder's.
+            EmbedderFailed: they have another dimension than the embedder's.
         """
-        sealed = self._sealed(sources)
         opened = {
             source.position: self._open(source, sealed[source.position]) for source in sources if source.position in sealed
         }
@@ -66,7 +69,7 @@ class Embeddings:
             if not go_on():
                 break
             chunk = sources[begin : begin + CHUNK_TEXTS]
-            found |= self.stored(chunk)
+            found |= self.opened(chunk, self.sealed([source.position for source in chunk]))
             found |= self.make_now([source for source in chunk if source.position not in found])
         return found
 
@@ -89,7 +92,7 @@ class Embeddings:
         Raises:
             EmbedderFailed, StoreUnavailable: nothing is stored.
         """
-        known = self._sealed(sources)
+        known = self.sealed([source.position for source in sources])
         missing = [source for source in sources if source.position not in known]
         self._store(missing, self._encoded(missing))
 
@@ -98,18 +101,14 @@ class Embeddings:
 
         NaN where there was none, or one that did not open.
         """
-        old = self._sealed(sources)
-        before = unpacked({s.position: blob for s in sources if s.position in old and (blob := self._open(s, old[s.position]))})
+        old = self.sealed([source.position for source in sources])
+        before = self.opened(sources, old)
         packed = self._encoded(sources)
         after = unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
         positions, sealed = [source.position for source in sources], self._seal(sources, packed)
         derived.replace_embeddings(self._database, self.tenant, self.encoder.name, positions, sealed)
         derived.store_embeddings(self._database, self.tenant, self.encoder.name, positions, sealed)
         return [float(before[at] @ after[at]) if at in before else float("nan") for at in positions]
-
-    def _sealed(self, sources: Sequence[Source]) -> dict[int, bytes]:
-        positions = [source.position for source in sources]
-        return derived.stored_embeddings(self._database, self.tenant, self.encoder.name, positions)
 
     def _open(self, source: Source, sealed: bytes) -> bytes | None:
         name = self.encoder.name

@@ -29,6 +29,8 @@ PAGE_EVENTS = 512
 FIRST_S = 0.05  # a process that remembers one thing and ends need not load a model
 IDLE_S = 0.5  # between two looks at a log that stands still, and at a lease that another holds
 RETRY_S = (1.0, 60.0)  # after a failure: at first, at last
+FLUSH_RETRY_S = 0.2  # between tries while somebody waits in `flush`
+STOPS_MAX = 3  # of the database's refusals in a row, before `flush` says so
 FAILURES_MAX = 64  # in a row: then it is not the texts' fault
 # An embedder takes a core, and Python's lock from whoever waits for the database: beside it, remembers were four to six times
 # slower. So while this process writes, the thread rests four times as long as it works; nobody waits for it, but a flush.
@@ -51,7 +53,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._written_at = 0.0
         self._flushing = 0
-        self._failed: dict[int, tuple[Source | None, MemfoldError]] = {}
+        self._failed: dict[int, MemfoldError] = {}  # by position; what the texts are is read again
         self._failures_in_a_row = 0
         self._retries = 0
         self._retry_at, self._retry_s = 0.0, RETRY_S[0]
@@ -107,7 +109,7 @@ class Follower:
         while waiting := self._waiting(upto):
             if self._down:
                 raise self._down
-            failures = [self._failed[position][1] for position in waiting if position in self._failed]
+            failures = [self._failed[position] for position in waiting if position in self._failed]
             if len(failures) == len(waiting) and self._retries > retries:
                 raise failures[0]
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
@@ -127,24 +129,39 @@ class Follower:
 
     def _run(self) -> None:
         self._closed.wait(FIRST_S)
-        pause_s = RETRY_S[0]
+        pause_s, stops = RETRY_S[0], 0
         while not self._closed.is_set():
-            lease = Lease(self._database)
-            try:
-                self._follow(lease)
-                rest_s, pause_s = IDLE_S, RETRY_S[0]
-            except (MemfoldError, Lost) as error:
-                self._down = error if isinstance(error, EmbedderFailed | SettingsError) else None
-                logger.warning("embedding stopped, and is tried again in %.0f s: %s", pause_s, error)
-                rest_s, pause_s = pause_s, min(2 * pause_s, RETRY_S[1])
-            finally:
-                self._give_back(lease)
-            self._sleep(rest_s)
+            error = self._take_turn()
+            if error is None:
+                pause_s, stops = RETRY_S[0], 0
+                self._sleep(IDLE_S)
+                continue
+            stops += 1
+            # A database may be back in a moment; an embedder that fails on everything will not.
+            hopeless = isinstance(error, EmbedderFailed | SettingsError) or stops >= STOPS_MAX
+            self._down = error if isinstance(error, MemfoldError) and hopeless else None
+            logger.warning("embedding stopped, and is tried again in %.0f s: %s", pause_s, error)
+            self._rest(pause_s)
+            pause_s = min(2 * pause_s, RETRY_S[1])
 
-    def _give_back(self, lease: Lease) -> None:
-        with suppress(MemfoldError, Lost), lease.connection() as connection:
-            derived.unlock(connection)
-        lease.close()
+    def _take_turn(self) -> MemfoldError | Lost | None:
+        """Follow the log while it is our turn; what ended it, if it was an error. The lease is given back."""
+        lease = Lease(self._database)
+        try:
+            self._follow(lease)
+        except (MemfoldError, Lost) as error:
+            return error
+        finally:
+            with suppress(MemfoldError, Lost), lease.connection() as connection:
+                derived.unlock(connection)
+            lease.close()
+        return None
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next try; not so long while somebody waits in `flush`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._closed.wait(FLUSH_RETRY_S) and not self._flushing:
+            pass
 
     def _follow(self, lease: Lease) -> None:
         """Follow the log, as long as it is our turn, until the store closes.
@@ -190,11 +207,10 @@ class Follower:
         span = {"after": positions[0] - 1, "upto": positions[-1], "limit": 2**31}
         waiting = set(derived.waiting_positions(self._database, self._keyring.tenant, self.model, **span))
         for position in positions:
-            source, _ = self._failed[position]
             if position not in waiting:
                 del self._failed[position]
-            elif source:
-                self._embed([source])
+            elif page := self._next_page(position - 1, position):
+                self._embed(list(self._sources(page)))
         self._retries += 1
         self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if self._failed else RETRY_S[0]
         self._retry_at = time.monotonic() + self._retry_s
@@ -226,18 +242,18 @@ class Follower:
             raise
         except EmbedderFailed as error:
             if len(sources) == 1:
-                self._note(sources[0].position, sources[0], error)
+                self._note(sources[0].position, error)
             return False
         self._failures_in_a_row = 0
         for source in sources:
             self._failed.pop(source.position, None)
         return True
 
-    def _note(self, position: int, source: Source | None, error: MemfoldError) -> None:
+    def _note(self, position: int, error: MemfoldError) -> None:
         if position not in self._failed:
             logger.warning("no vector for the event at position %d: %s", position, error)
-            self._failures_in_a_row += isinstance(error, EmbedderFailed)
-        self._failed[position] = (source, error)
+        self._failures_in_a_row += isinstance(error, EmbedderFailed)
+        self._failed[position] = error
         if self._failures_in_a_row >= FAILURES_MAX:
             raise error
 
@@ -254,7 +270,7 @@ class Follower:
             if wrapping and row.position in texts:
                 yield Source(row.position, row.event_id, event_key(row, tenant=tenant, wrapping=wrapping), texts[row.position])
             elif wrapping and row.position not in self._failed:
-                self._note(row.position, None, CorruptEvent(row.position, "changes a memory whose other events do not open"))
+                self._note(row.position, CorruptEvent(row.position, "changes a memory whose other events do not open"))
 
     def _opened(self, rows: Iterable[Row], keys: Mapping[bytes, WrappingKey]) -> Iterator[LoggedEvent]:
         """The rows opened, one by one: one that does not open holds back no other."""
@@ -262,7 +278,7 @@ class Follower:
             try:
                 yield from open_rows([row], self._keyring.tenant, keys, gone_is_erased=True)
             except CorruptEvent as error:
-                self._note(row.position, None, error)
+                self._note(row.position, error)
 
     def _checkpoint(self) -> int:
         return derived.checkpoint(self._database, self._keyring.tenant, self._name)
@@ -275,5 +291,6 @@ class Follower:
             self._left_at = goal
 
     def _sleep(self, seconds: float) -> None:
-        self._woken.wait(seconds)
-        self._woken.clear()
+        if not self._closed.is_set():
+            self._woken.wait(seconds)
+            self._woken.clear()

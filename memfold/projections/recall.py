@@ -65,15 +65,15 @@ class Recaller:
                 wanted = take_stored(view, self._embeddings)
                 rest_s = len(wanted) * encoder.seconds_a_text
                 in_time = rest_s <= deadline - time.monotonic()
+                # With the key of this hold: by the next one the name may mean another session.
+                sources = sources_of(view, wanted, self._embeddings.tenant) if in_time else []
                 if wanted and in_time and rest_s <= AT_ONCE_S:
-                    in_time = self._make_now(view, wanted)
+                    in_time = self._make_now(view, wanted, sources)
                     wanted = view.lacks(encoder.name)
                 if not wanted:
                     if encoder.name != self._static.name:
                         view.drop_vectors(self._static.name)
                     return answer(view, question)
-                # With the key of this hold: by the next one the name may mean another session.
-                sources = sources_of(view, wanted, self._embeddings.tenant)
             if not in_time or not self._make(session_id, wanted, sources, deadline):
                 return self._recall_static(query, session_id, answer, deadline)
 
@@ -83,9 +83,9 @@ class Recaller:
 
     # -- the store's own model -----------------------------------------------------------------------------------------
 
-    def _make_now(self, view: SessionView, wanted: Sequence[Wanted]) -> bool:
+    def _make_now(self, view: SessionView, wanted: Sequence[Wanted], sources: Sequence[Source]) -> bool:
         try:
-            made = self._embeddings.make_now(sources_of(view, wanted, self._embeddings.tenant))
+            made = self._embeddings.make_now(sources)
         except EmbedderFailed:
             return False
         view.give(self._embeddings.encoder.name, wanted, made)
@@ -136,8 +136,10 @@ def take_stored(view: SessionView, embeddings: Embeddings) -> list[Wanted]:
     """Give a view the stored vectors it lacks; return what it still lacks then."""
     model = embeddings.encoder.name
     wanted = view.lacks(model)
-    if wanted:
-        view.give(model, wanted, embeddings.stored(sources_of(view, wanted, embeddings.tenant)))
+    stored = embeddings.sealed([want.position for want in wanted])
+    if stored:
+        found = [want for want in wanted if want.position in stored]
+        view.give(model, found, embeddings.opened(sources_of(view, found, embeddings.tenant), stored))
         wanted = view.lacks(model)
     return wanted
 

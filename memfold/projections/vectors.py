@@ -72,7 +72,7 @@ class VectorIndex:
 
     def size_bytes(self) -> int:
         """About how much RAM the vectors take."""
-        return len(self._present) * (4 * self.dimension + 1)
+        return len(self._present) * 6 * self.dimension  # faiss grows its memory by doubling
 
     def _reserve(self, count: int) -> None:
         missing = count - len(self._present)
