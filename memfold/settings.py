@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_connections_max: int = 16
     append_connections: int = 2
     append_events_max: int = 10_000
-    views_bytes_max: int = 512 * 1024 * 1024
+    views_bytes_max: int = 1024 * 1024 * 1024
     view_idle_s: float = 300.0
     retries_max: int = 32
     connect_timeout_s: float = 10.0

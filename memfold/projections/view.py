@@ -140,6 +140,7 @@ class SessionView:
         for event in opened:
             apply(self, event)
         self._db.execute("COMMIT")
+        self._words.settle()
         if self._places.mostly_empty():
             kept = self._places.renumber()
             self._words.renumber(kept)

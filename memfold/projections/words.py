@@ -145,6 +145,10 @@ class Words:
         if unused:
             self._numbers.clear()  # nothing is to tell that they ever stood here
 
+    def settle(self) -> None:
+        """After a fold: drop the ways of writing, a third of the RAM, which only quicken the next text of the same fold."""
+        self._numbers.clear()
+
     def renumber(self, slots: Slots) -> None:
         """Keep these slots only (no other holds a text), numbered 0, 1, 2 … in their order."""
         new = np.zeros(len(self._lengths), np.uint32)
@@ -186,7 +190,7 @@ class Words:
 
     def size_bytes(self) -> int:
         """About how much RAM the index takes."""
-        return 4 * (self._count + len(self._lengths)) + 400 * len(self._postings)
+        return 4 * (self._count + len(self._lengths)) + 300 * len(self._postings)
 
 
 class _Weights:
