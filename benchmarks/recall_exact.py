@@ -194,7 +194,6 @@ def main() -> None:
             session = f"session-{size}"
             count = 3 if args.quick else max(6, min(60, 300_000 // size))
             for state, memories in states(store, session, size, rand):
-                at.analyze("memfold")
                 store.flush()
                 rows, tally = Rows(memories, embedder), by_state.setdefault((size, state), Tally())
                 for query in asked[:count]:

@@ -98,10 +98,8 @@ def main() -> None:
         with at.store(NAME, embedder=embedder) as store:
             for size in BARS_MS:
                 store.remember_many(contents[:size], session_id=f"session-{size}")
-            at.analyze(NAME)
             store.flush()
         fill_up(at, total - sum(BARS_MS))
-        at.analyze(NAME)
         contenders: dict[str, Callable[[], Sample]] = {}
         with at.reopened(NAME, embedder=embedder) as store:
             for size in BARS_MS:

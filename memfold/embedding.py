@@ -18,6 +18,7 @@ Vectors = NDArray[np.float32]
 """float32, shape (n, d)."""
 
 NAME_CHARACTERS_MAX = 200
+NEAR_ENOUGH = 1e-6
 
 
 @runtime_checkable
@@ -124,6 +125,10 @@ class Encoder:
 
 def normalized(vectors: Vectors) -> Vectors:
     """Every row at length 1; rows of zeros stay as they are."""
+    if len(vectors) == 1:
+        with np.errstate(over="ignore"):
+            if abs(float(vectors[0] @ vectors[0]) - 1) < NEAR_ENOUGH:
+                return vectors  # a query, of an embedder that keeps its word
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)  # first, or the squares of extreme numbers overflow
     scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]

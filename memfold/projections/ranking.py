@@ -52,10 +52,17 @@ class Evidence(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The score of every row, in [0, 1), and the parts that add up to it, by name."""
+    """The score of every row, in [0, 1); the sum it comes from, and the parts of that sum, by name."""
 
     total: Floats
+    mixed: Floats
     parts: dict[str, Floats]
+
+    def of(self, row: int) -> tuple[float, dict[str, float]]:
+        """The score of a row, and the parts that add up to it."""
+        score = float(self.total[row])
+        share = score / float(self.mixed[row])
+        return score, {name: float(part[row]) * share for name, part in self.parts.items()}
 
 
 def score(evidence: Evidence, preferences: Preferences) -> Scores:
@@ -74,10 +81,10 @@ def score(evidence: Evidence, preferences: Preferences) -> Scores:
     if preferences.recency:
         age = np.maximum(evidence.age_days, 0) / np.float32(preferences.recency_half_life_days)
         parts["recency"] = np.float32(preferences.recency) * np.exp2(-age)
-    mixed = np.sum(list(parts.values()), axis=0, dtype=np.float32)
-    total = -np.expm1(-mixed)
-    share = np.divide(total, mixed, out=np.zeros_like(mixed), where=mixed > 0)
-    return Scores(total, {name: np.asarray(part * share, np.float32) for name, part in parts.items()})
+    mixed = meaning + words
+    for name in list(parts)[2:]:
+        mixed += parts[name]
+    return Scores(-np.expm1(-mixed), mixed, parts)
 
 
 def _meaning(similarities: Floats) -> Floats:

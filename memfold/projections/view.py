@@ -277,13 +277,9 @@ class SessionView:
         scores = ranking.score(self._evidence(question, slots, allowed), question.preferences)
         best = ranking.best(scores.total, allowed, limit, min_score)
         memories = self._memories(self._places.rows(slots[best]))
+        told = (scores.of(at) for at in best)
         return [
-            Recollection(
-                memory=memory,
-                score=float(scores.total[at]),
-                parts={name: float(part[at]) for name, part in scores.parts.items()},
-            )
-            for at, memory in zip(best, memories, strict=True)
+            Recollection(memory=memory, score=score, parts=parts) for memory, (score, parts) in zip(memories, told, strict=True)
         ]
 
     def _evidence(self, question: Question, slots: Slots, allowed: Slots) -> ranking.Evidence:

@@ -50,6 +50,7 @@ class Views:
         """Lend the session's view, fresh as of now; None if there is no such session."""
         slot = self._slot(session_id)
         with slot.lock:
+            before = slot.size_bytes
             self._refresh(slot, session_id)
             try:
                 yield slot.view
@@ -58,7 +59,8 @@ class Views:
                 slot.size_bytes = slot.view.size_bytes() if slot.view else 0
                 if self._slots.get(session_id) is not slot:
                     _empty(slot)  # dropped while we waited for it: nobody else will find it
-        self._shrink()
+        if slot.size_bytes > before:
+            self._shrink()
 
     def catch_up(self, streams: Iterable[bytes]) -> None:
         """Bring the views held of these streams up to date, so that nothing forgotten stays in RAM."""

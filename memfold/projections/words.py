@@ -190,7 +190,7 @@ class Words:
 
     def size_bytes(self) -> int:
         """About how much RAM the index takes."""
-        return 4 * (self._count + len(self._lengths)) + 300 * len(self._postings)
+        return 4 * (self._count + len(self._lengths)) + 220 * len(self._postings)
 
 
 class _Weights:
