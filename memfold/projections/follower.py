@@ -109,6 +109,8 @@ class Follower:
         while waiting := self._waiting(upto):
             if self._down:
                 raise self._down
+            if self._thread and not self._thread.is_alive():
+                raise EmbedderFailed(self.model, "has no thread any more: a fault of memfold's, told on standard error")
             failures = [self._failed[position] for position in waiting if position in self._failed]
             if len(failures) == len(waiting) and self._retries > retries:
                 raise failures[0]
