@@ -11,6 +11,8 @@ from memfold import (
     MemoryNotFound,
     NewMemory,
     SessionOwnerConflict,
+    Settings,
+    SettingsError,
     StoreClosed,
     VersionConflict,
 )
@@ -465,3 +467,33 @@ def test_no_repr_shows_words_or_names(store):
     for value in shown:
         assert secret not in repr(value)
         assert secret not in str(value)
+
+
+def test_importance_and_recency_count_only_where_the_settings_say_so(make_store):
+    texts = [
+        {"content": "tea is in the cupboard", "importance": 0.2, "occurred_at": T0 - timedelta(days=90)},
+        {"content": "tea is in the cupboard", "importance": 0.9, "occurred_at": T0 - timedelta(days=60)},
+        {"content": "tea is in the cupboard", "importance": 0.4, "occurred_at": T0 - timedelta(days=1)},
+    ]
+    plain = make_store(clock=lambda: T0)
+    for number, text in enumerate(texts):
+        plain.remember_many([text], session_id=f"s{number}", user_id="u")
+
+    def order(store):
+        found = [(store.recall("tea", session_id=f"s{number}")[0].score, number) for number in range(3)]
+        return [number for _, number in sorted(found, key=lambda each: (-each[0], each[1]))]
+
+    assert order(plain) == [0, 1, 2]
+    assert order(make_store(clock=lambda: T0, settings=Settings(importance_weight=0.5, pool_connections_max=8))) == [1, 2, 0]
+    recent = make_store(clock=lambda: T0, settings=Settings(recency_weight=0.5, pool_connections_max=8))
+    assert order(recent) == [2, 1, 0]
+    (hit,) = recent.recall("tea", session_id="s2")
+    assert hit.parts["recency"] > hit.parts["meaning"] * 0.5
+    assert sum(hit.parts.values()) == pytest.approx(hit.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["importance_weight", "recency_weight", "recency_half_life_days"])
+def test_a_weight_below_zero_is_refused(setting):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{setting: -0.1})
+    assert caught.value.name == setting
