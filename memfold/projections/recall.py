@@ -21,6 +21,7 @@ from memfold.projections.views import Views
 from memfold.projections.words import Floats
 
 AT_ONCE_S = 0.1  # what takes no longer is made while the view is held, so that it ends
+STATIC_TEXTS = 8_192  # between two looks at the clock
 STATIC_S = 0.25  # the static model may take this long even if nobody wants to wait
 
 
@@ -121,10 +122,14 @@ class Recaller:
                     if wanted:
                         view.give(encoder.name, wanted, self._encode_static(wanted))
                     return answer(view, self._question(query, encoder))
-            made = self._encode_static(wanted)
-            with self._views.session(session_id) as view:
-                if view:
-                    view.give(encoder.name, wanted, made)
+            for begin in range(0, len(wanted), STATIC_TEXTS):
+                if time.monotonic() >= deadline:
+                    break  # the next recall goes on from here
+                some = wanted[begin : begin + STATIC_TEXTS]
+                made = self._encode_static(some)
+                with self._views.session(session_id) as view:
+                    if view:
+                        view.give(encoder.name, some, made)
 
     def _encode_static(self, wanted: Sequence[Wanted]) -> dict[int, Floats]:
         """Rounded as if they had been stored: the store's own embedder may be this one."""
