@@ -95,6 +95,22 @@ class Encoder:
         Raises:
             EmbedderFailed: it raised, or returned something else than it promises.
         """
+        return normalized(self._encode(texts))
+
+    def encode_query(self, query: str) -> Vectors:
+        """The unit vector of a query, float32 (d,).
+
+        One that is near enough to length 1 is taken as it is. A vector that is kept never is: it must not depend on its batch.
+
+        Raises: as `encode`.
+        """
+        vectors = self._encode([query])
+        with np.errstate(over="ignore"):
+            is_unit = abs(float(vectors[0] @ vectors[0]) - 1) < NEAR_ENOUGH
+        vector: Vectors = vectors[0] if is_unit else normalized(vectors)[0]
+        return vector
+
+    def _encode(self, texts: Sequence[str]) -> Vectors:
         begun = perf_counter()
         try:
             given = self._embedder.encode(texts)
@@ -120,15 +136,11 @@ class Encoder:
         if not np.isfinite(vectors).all():
             raise EmbedderFailed(self.name, "returned a vector with NaN or infinity in it")
         self.dimension = vectors.shape[1]
-        return normalized(vectors)
+        return vectors
 
 
 def normalized(vectors: Vectors) -> Vectors:
     """Every row at length 1; rows of zeros stay as they are."""
-    if len(vectors) == 1:
-        with np.errstate(over="ignore"):
-            if abs(float(vectors[0] @ vectors[0]) - 1) < NEAR_ENOUGH:
-                return vectors  # a query, of an embedder that keeps its word
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)  # first, or the squares of extreme numbers overflow
     scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]

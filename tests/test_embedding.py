@@ -22,6 +22,7 @@ from memfold import (
     SettingsError,
     StoreUnavailable,
 )
+from memfold.embedding import normalized
 from memfold.eventstore import arrays, derived
 from memfold.minilm import MODELS, MiniLMEmbedder, StaticEmbedder, static_embedder
 from memfold.projections.embeddings import CHUNK_TEXTS
@@ -813,6 +814,16 @@ def test_a_failed_follower_gives_its_turn_to_another_process(make_store, owner):
     other = make_store(embedder=working)
     other.flush(PATIENCE_S)
     assert len(vectors_of(owner, other)) == 8
+
+
+def test_a_vector_is_the_same_to_the_last_bit_whatever_it_is_brought_to_length_one_with():
+    vectors = np.random.default_rng(7).standard_normal((500, 96)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for given in (vectors, vectors.astype(np.float16).astype(np.float32)):
+        together = normalized(given)
+        for size in (1, 2, 7):
+            parts = [normalized(given[begin : begin + size]) for begin in range(0, 500, size)]
+            assert (np.concatenate(parts) == together).all()
 
 
 def test_a_static_vector_does_not_depend_on_what_else_is_embedded_with_it(rand):

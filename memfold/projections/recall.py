@@ -79,7 +79,7 @@ class Recaller:
                 return self._recall_static(query, session_id, answer, deadline)
 
     def _question(self, query: str, encoder: Encoder | None) -> Question:
-        vector = encoder.encode([query])[0] if encoder else None
+        vector = encoder.encode_query(query) if encoder else None
         return Question(query, encoder.name if encoder else None, vector, self._preferences, self._clock())
 
     # -- the store's own model -----------------------------------------------------------------------------------------
