@@ -110,9 +110,7 @@ def prove(source: Path, distilled: StaticModel, made: Path) -> None:
     original = SentenceTransformer(str(source), device="cpu").encode(texts, normalize_embeddings=True)
     small = np.stack([run_minilm(made / "minilm")(text) for text in texts])
     cosines = (original * small).sum(1)
-    print(
-        f"int8 graph against the original, {len(texts)} texts: median cosine {np.median(cosines):.4f}, least {cosines.min():.4f}"
-    )
+    print(f"int8 graph against the original, {len(texts)} texts: cosine {np.median(cosines):.4f}, least {cosines.min():.4f}")
     static = run_static(made / "static")(texts)
     cosines_static = (static * distilled.encode(texts)).sum(1)
     print(f"static model against model2vec's own way to run it: least cosine {cosines_static.min():.5f}")
