@@ -243,6 +243,19 @@ class EmbeddingTimeout(MemfoldError):
         super().__init__(f"{lag} events were not embedded within {timeout_s:g} s: the work goes on, wait again or ask stats()")
 
 
+class ScopeTooLarge(MemfoldError):
+    """The memories of a scope take more RAM than `Settings.views_bytes_max` allows. Nothing was dropped but the attempt."""
+
+    def __init__(self, memories: int, size_bytes: int, bytes_max: int) -> None:
+        self.memories = memories
+        self.size_bytes = size_bytes
+        self.bytes_max = bytes_max
+        super().__init__(
+            f"{memories:,} memories of this scope take {size_bytes:,} bytes of RAM, and views may take {bytes_max:,}: "
+            "ask about fewer sessions or one user, or raise Settings.views_bytes_max"
+        )
+
+
 class SettingsError(MemfoldError):
     """A setting or an argument of the store itself is unusable."""
 

@@ -48,6 +48,23 @@ class MemoryUpdated(Event, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, Any] | UnsetType = UNSET
 
 
+class MemoryMerged(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Something was said again: it was taken for a duplicate of this memory, and merged into it.
+
+    `content` and `speaker` are what was said this time; the memory keeps its own. Its tags and metadata gain those it did
+    not have, and its importance rises to this one.
+    """
+
+    content: str
+    role: str | None = None
+    speaker: str | None = None
+    category: str | None = None
+    importance: float = 0.5
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    occurred_at: datetime | None = None
+
+
 class MemoryForgotten(Event, frozen=True, kw_only=True, omit_defaults=True):
     """A memory was forgotten: the keys of everything it ever held were deleted in the same transaction."""
 
@@ -70,5 +87,6 @@ TYPES: dict[int, type[Event]] = {
     3: MemoryForgotten,
     4: SessionForgotten,
     5: UserForgotten,
+    6: MemoryMerged,
 }
 NUMBERS: dict[type[Event], int] = {event: number for number, event in TYPES.items()}

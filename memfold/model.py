@@ -14,7 +14,8 @@ from memfold.events import Event
 
 Status = Literal["active", "archived"]
 Order = Literal["newest", "oldest"]
-ChangeType = Literal["remembered", "updated", "forgotten"]
+ChangeType = Literal["remembered", "updated", "merged", "forgotten"]
+OnDuplicate = Literal["keep", "skip", "merge"]
 Scope = Literal["memory", "filter", "session", "user"]
 
 
@@ -84,7 +85,7 @@ class Recollection(Discreet, frozen=True, kw_only=True):
 class Recollections(list[Recollection]):
     """The answer of `recall`, best first.
 
-    `position`: everything of the session up to this log position was looked at. `model`: which embeddings answered
+    `position`: everything in the scope up to this log position was looked at. `model`: which embeddings answered
     (None: words alone). `withheld`: how many memories were left out because they have been forgotten since.
     """
 
@@ -96,12 +97,17 @@ class Recollections(list[Recollection]):
 
 
 class Page(Discreet, frozen=True, kw_only=True):
-    """Some memories and where to go on: hand `cursor` to the next `find`; None at the end."""
+    """Some memories and where to go on: hand `cursor` to the next `find`; None at the end.
 
-    shown = ("memories", "cursor")
+    `position` and `withheld` are as in `Recollections`.
+    """
+
+    shown = ("memories", "cursor", "position", "withheld")
 
     memories: list[Memory]
     cursor: str | None
+    position: int = 0
+    withheld: int = 0
 
 
 class Change(Discreet, frozen=True, kw_only=True):
@@ -144,12 +150,14 @@ class Stats(Discreet, frozen=True, kw_only=True):
 
     `position` is the settled position (of a session: its last event's). `database_bytes` is the size of the whole
     database (None for a session). `embedder` names the model of this store, and `embedding_lag` counts the events that wait
-    for their vector. `views` and `view_bytes` count the folded views this process holds in RAM.
+    for their vector. `views` and `view_bytes` count the folded views this process holds in RAM. Of the recalls of this
+    process, `query_hit_rate` is the share whose query's vector was there already, `recall_hit_rate` the share that was
+    answered without a search, for nothing had changed since the same question; in [0, 1], None before the first.
     """
 
     shown = (
         *("sessions", "users", "memories", "forgotten", "events", "position", "database_bytes"),
-        *("embedder", "embedding_lag", "views", "view_bytes"),
+        *("embedder", "embedding_lag", "views", "view_bytes", "query_hit_rate", "recall_hit_rate"),
     )
 
     sessions: int
@@ -163,6 +171,8 @@ class Stats(Discreet, frozen=True, kw_only=True):
     embedding_lag: int
     views: int
     view_bytes: int
+    query_hit_rate: float | None
+    recall_hit_rate: float | None
 
 
 class StoredEvent(Discreet, frozen=True, kw_only=True):
@@ -214,6 +224,7 @@ __all__ = [
     "Erasure",
     "Memory",
     "NewMemory",
+    "OnDuplicate",
     "Order",
     "Page",
     "Recollection",

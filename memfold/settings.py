@@ -21,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     - `append_connections`: how many of them may commit at once; callers beyond that share a commit.
     - `append_events_max`: events one commit takes at most.
     - `views_bytes_max`, `view_idle_s`: RAM for folded views, and when an unused one is dropped.
+    - `query_vectors_max`: vectors of queries kept in RAM, each for `view_idle_s`.
     - `retries_max`: how often a decision about a memory is taken again after a lost race.
     - `connect_timeout_s`: how long to wait for a connection, `statement_timeout_s` for an answer on it.
     - `settle_timeout_s`: how long `events` waits for transactions in flight before it ends at what is settled.
@@ -34,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     append_events_max: int = 10_000
     views_bytes_max: int = 1024 * 1024 * 1024
     view_idle_s: float = 300.0
+    query_vectors_max: int = 1_000
     retries_max: int = 32
     connect_timeout_s: float = 10.0
     statement_timeout_s: float = 60.0

@@ -26,6 +26,7 @@ BATCH_MAX = 10_000
 BATCH_BYTES_MAX = 64 * 1024 * 1024
 LIMIT_MAX = 10_000
 WAIT_S_MAX = 1e9
+SESSIONS_MAX = 10_000
 INTEGER_MAX = 2**63 - 1
 
 _FIELDS = NewMemory.__struct_fields__
@@ -273,6 +274,56 @@ def asked_name(argument: str, value: object) -> str:
 def session(value: object) -> str:
     """The name of a session to read from."""
     return asked_name("session_id", value)
+
+
+def on_duplicate(value: object) -> str:
+    """What to do with what was said before."""
+    if value not in ("keep", "skip", "merge"):
+        raise InvalidMemory("duplicates", 'must be "keep", "skip" or "merge"')
+    return str(value)
+
+
+def similarity(value: object) -> float:
+    """The least cosine at which two texts count as the same; at 1 only equal ones do."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise InvalidMemory("duplicate_similarity", "must be a number above 0, up to 1")
+    return float(value)
+
+
+def scope(session_id: object, session_ids: object, user_id: object) -> tuple[tuple[str, ...] | None, str | None]:
+    """Which sessions, or whose, a question is about: at most one of the three is given. None and None: the whole tenant."""
+    given = {"session_id": session_id, "session_ids": session_ids, "user_id": user_id}
+    named = [argument for argument, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise InvalidQuery(named[1], f"is given besides {named[0]}: name one of them")
+    if session_id is not None:
+        return (session(session_id),), None
+    if user_id is not None:
+        return None, asked_name("user_id", user_id)
+    if session_ids is None:
+        return None, None
+    if isinstance(session_ids, str) or not isinstance(session_ids, Iterable):
+        raise InvalidQuery("session_ids", f"is {type(session_ids).__name__}: give a list of names")
+    names = tuple(dict.fromkeys(asked_name("session_ids", value) for value in session_ids))
+    if len(names) > SESSIONS_MAX:
+        raise InvalidQuery("session_ids", f"names {len(names):,} sessions, at most {SESSIONS_MAX:,} are asked at once")
+    return names, None
+
+
+def as_of(value: object, now: datetime) -> int | datetime | None:
+    """A moment of the past: a position of the log, or an aware datetime."""
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        at = bound("as_of", value)
+        if at is not None and at > now:
+            raise InvalidQuery("as_of", "lies in the future: nothing has happened there yet")
+        return at
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidQuery("as_of", f"is {type(value).__name__}: give an aware datetime or a position of the log")
+    if not 0 <= value < 2**63:
+        raise InvalidQuery("as_of", "is no position: give 0, or one that an event had")
+    return value
 
 
 def _text(field: str, value: object) -> str:

@@ -140,7 +140,7 @@ BAD_READS = {
     "an after of text": lambda store: store.recall("tea", session_id="s", after="2026"),
     "an order that is none": lambda store: store.find("s", order="best"),
     "an empty session": lambda store: store.count(""),
-    "a session that is no text": lambda store: store.find(None),
+    "a session that is no text": lambda store: store.find(7),
     "a position below 0": lambda store: store.events(-1),
     "a position of text": lambda store: store.events("now"),
     "a position beyond 64 bits": lambda store: store.events(2**63),

@@ -144,7 +144,7 @@ def state(store: MemoryStore, played: Play) -> Any:
             return None
         assert view.lacks(store.stats(played.session_id).embedder) == []
         rows, past, words, vectors = view.dump(store.stats(played.session_id).embedder)
-        order = [numbers[view._memory(row).id] for row in rows]
+        order = [numbers[view.table._memory(row).id] for row in rows]
     plain_rows = [(number, row[1:9], row[11:13]) for number, row in zip(order, rows, strict=True)]
     plain_past = [
         (numbers[fold.memory_id_text(memory_id)], version, kind, blob and plain(blob))

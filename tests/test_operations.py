@@ -128,7 +128,7 @@ def test_a_rebuild_with_another_model_leaves_the_first_ones_vectors(filled, make
 
 def test_a_live_view_that_differs_from_the_log_is_found(filled):
     with filled._views.session("kept") as view:
-        view._db.execute("UPDATE memories SET content = 'something else' WHERE row = 3")
+        view.table._db.execute("UPDATE memories SET content = 'something else' WHERE row = (SELECT max(row) FROM memories)")
     (made,) = operations.rebuild(filled, None, vectors=False)
     assert not made.sound
 

@@ -164,8 +164,8 @@ def test_an_idle_view_is_dropped(make_store):
 def test_a_view_is_not_written_to_disk_when_it_sorts(store):
     store.remember_many([{"content": f"tea {number}"} for number in range(100)], session_id="s")
     with store._views.session("s") as view:
-        assert view._db.execute("PRAGMA temp_store").fetchone()[0] == 2
-        assert view._db.execute("PRAGMA database_list").fetchall() == [(0, "main", "")]
+        assert view.table._db.execute("PRAGMA temp_store").fetchone()[0] == 2
+        assert view.table._db.execute("PRAGMA database_list").fetchall() == [(0, "main", "")]
 
 
 @pytest.mark.parametrize(

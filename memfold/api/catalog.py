@@ -24,20 +24,30 @@ from memfold.eventstore.tail import Tail
 from memfold.model import Session, SessionPage, Stats, StoredEvent
 from memfold.projections.fold import memory_id_text
 from memfold.projections.follower import Follower
+from memfold.projections.loading import open_rows
+from memfold.projections.recall import Recaller
 from memfold.projections.view import FORGOTTEN, REMEMBERED
-from memfold.projections.views import Views, open_rows
+from memfold.projections.views import Views
 
 
 class Catalog:
     """What a tenant holds, seen from outside."""
 
     def __init__(
-        self, database: Database, keyring: Keyring, views: Views, follower: Follower, *, settle_timeout_s: float
+        self,
+        database: Database,
+        keyring: Keyring,
+        views: Views,
+        follower: Follower,
+        recaller: Recaller,
+        *,
+        settle_timeout_s: float,
     ) -> None:
         self._database = database
         self._keyring = keyring
         self._views = views
         self._follower = follower
+        self._recaller = recaller
         self._settle_timeout_s = settle_timeout_s
 
     def sessions(self, user_id: str | None, limit: int, cursor: str | None) -> SessionPage:
@@ -66,6 +76,7 @@ class Catalog:
     def stats(self, session_id: str | None) -> Stats:
         """Counts of one session, or of everything."""
         views, view_bytes = self._views.size()
+        queries, recalls = self._recaller.rates
         stream = None
         if session_id is not None:
             ref = self._keyring.find_session(session_id)
@@ -85,6 +96,8 @@ class Catalog:
             embedding_lag=self._follower.lag(stream.bytes if stream else None),
             views=views,
             view_bytes=view_bytes,
+            query_hit_rate=queries.share,
+            recall_hit_rate=recalls.share,
         )
 
     def events(self, after: int, session_id: str | None) -> Iterator[StoredEvent]:

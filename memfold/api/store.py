@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
 from memfold.embedding import Embedder, Encoder
 from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, SettingsError, StoreClosed
+from memfold.events import MemoryRemembered
 from memfold.eventstore.append import Committer
 from memfold.eventstore.keyring import Keyring
 from memfold.minilm import default_embedder, static_embedder
@@ -28,6 +30,7 @@ from memfold.model import (
     Erasure,
     Memory,
     NewMemory,
+    OnDuplicate,
     Order,
     Page,
     Recollections,
@@ -37,13 +40,17 @@ from memfold.model import (
     UnsetType,
 )
 from memfold.projections import lookup
+from memfold.projections.caching import QueryVectors
+from memfold.projections.duplicates import Duplicates
 from memfold.projections.embeddings import Embeddings
 from memfold.projections.filters import Condition, compile_filter, is_empty
 from memfold.projections.follower import Follower
+from memfold.projections.loading import Loader
 from memfold.projections.lookup import Lookup
 from memfold.projections.ranking import Preferences
-from memfold.projections.recall import Recaller
-from memfold.projections.view import both, time_range
+from memfold.projections.recall import Asked, Recaller
+from memfold.projections.rows import both, time_range
+from memfold.projections.scope import AsOf, Scope
 from memfold.projections.views import Views
 from memfold.settings import Settings, environment
 
@@ -108,7 +115,8 @@ class MemoryStore:
             self._database.close()
             opened.release()
             raise
-        self._views = Views(self._database, self._keyring, self._settings)
+        loader = Loader(self._database, self._keyring, bytes_max=self._settings.views_bytes_max)
+        self._views = Views(loader, bytes_max=self._settings.views_bytes_max, idle_s=self._settings.view_idle_s)
         self._put_together(clock, encoder)
         # Also when the program ends without closing: neither the thread nor the server may outlive its last user.
         self._release = weakref.finalize(self, _let_go, self._follower, opened.release)
@@ -121,18 +129,24 @@ class MemoryStore:
         retries_max = settings.retries_max
         self._lookup = Lookup(database, keyring, self._views)
         self._committer = Committer(database, keyring.tenant, settings)
-        self._writer = Writer(database, keyring, self._committer, self._lookup, clock=clock, retries_max=retries_max)
         self._forgetter = Forgetter(database, keyring, self._views, self._lookup, clock=clock, retries_max=retries_max)
         self._embeddings = Embeddings(database, keyring.tenant, encoder)
         self._follower = Follower(database, keyring, self._embeddings)
+        known = Duplicates(self._views, self._embeddings)
+        self._writer = Writer(database, keyring, self._committer, self._lookup, known, clock=clock, retries_max=retries_max)
+        self._clock = clock
+        static = Encoder(static_embedder(), seconds_a_text=0.00005)
         self._recaller = Recaller(
             self._views,
             self._embeddings,
-            Encoder(static_embedder(), seconds_a_text=0.00005),
+            Embeddings(database, keyring.tenant, static),
+            QueryVectors(count_max=settings.query_vectors_max, ttl_s=settings.view_idle_s),
             preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
             clock=clock,
         )
-        self._catalog = Catalog(database, keyring, self._views, self._follower, settle_timeout_s=settings.settle_timeout_s)
+        self._catalog = Catalog(
+            database, keyring, self._views, self._follower, self._recaller, settle_timeout_s=settings.settle_timeout_s
+        )
 
     def __repr__(self) -> str:
         return f"MemoryStore({'closed' if self._closed else 'open'})"
@@ -175,6 +189,8 @@ class MemoryStore:
         metadata: Mapping[str, Any] | None = None,
         occurred_at: datetime | None = None,
         idempotency_key: str | None = None,
+        duplicates: OnDuplicate = "keep",
+        duplicate_similarity: float = 1.0,
     ) -> Memory:
         """Remember something in a session; durable when this returns.
 
@@ -182,11 +198,18 @@ class MemoryStore:
         `importance` is in [0, 1]; `occurred_at` an aware datetime (default: now); `metadata` a JSON object. With an
         `idempotency_key`, the same call made again in this session returns the first answer and adds nothing.
 
+        `duplicates` says what happens if the same speaker said the same before in this session: "keep" remembers it again;
+        "skip" adds nothing and returns the memory that there is; "merge" appends that it was said again, which gives that
+        memory the tags and metadata it did not have, and the greater importance. The same is equal text, and with
+        `duplicate_similarity` below 1 also text whose vector has that cosine or more.
+
         Raises:
             InvalidMemory: a field cannot be stored.
             SessionOwnerConflict: the session belongs to another user.
             IdempotencyConflict: the key was used in this session for other content.
             MemoryForgotten: the key was used for a memory that has been forgotten since.
+            Contended: others kept writing to the session, so that what is a duplicate could not be decided.
+            EmbedderFailed: similar text was asked for, and cannot be embedded.
         """
         self._check()
         memory = NewMemory(
@@ -201,9 +224,7 @@ class MemoryStore:
         )
         session_id, user_id, key = _names(session_id, user_id, idempotency_key)
         events = [validation.to_event(memory)]
-        memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
-        self._follower.wake()
-        return memories[0]
+        return self._remember(events, session_id, user_id, key, duplicates, duplicate_similarity)[0]
 
     def remember_many(
         self,
@@ -212,11 +233,14 @@ class MemoryStore:
         session_id: str,
         user_id: str | None = None,
         idempotency_key: str | None = None,
+        duplicates: OnDuplicate = "keep",
+        duplicate_similarity: float = 1.0,
     ) -> list[Memory]:
         """Remember up to 10,000 things in one session, all or none, in order.
 
         Each item is a string, a `NewMemory`, or a dict with exactly the fields content, role, speaker (or name),
-        category, importance, tags, metadata, occurred_at. The idempotency key is of the whole batch.
+        category, importance, tags, metadata, occurred_at. The idempotency key is of the whole batch. Duplicates are treated as
+        by `remember`, also those within the batch; the answer names a memory for each item all the same.
 
         Raises: as `remember`; InvalidMemory names the item by its index.
         """
@@ -228,7 +252,28 @@ class MemoryStore:
         session_id, user_id, key = _names(session_id, user_id, idempotency_key)
         if not events:
             return []
-        memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+        return self._remember(events, session_id, user_id, key, duplicates, duplicate_similarity)
+
+    def _remember(  # noqa: PLR0917
+        self,
+        events: list[MemoryRemembered],
+        session_id: str,
+        user_id: str | None,
+        key: str | None,
+        duplicates: OnDuplicate,
+        similarity: float,
+    ) -> list[Memory]:
+        if validation.on_duplicate(duplicates) == "keep":
+            memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+        else:
+            memories = self._writer.remember_once(
+                events,
+                session_id=session_id,
+                user_id=user_id,
+                idempotency_key=key,
+                merge=duplicates == "merge",
+                least=validation.similarity(similarity),
+            )
         self._follower.wake()
         return memories
 
@@ -327,62 +372,88 @@ class MemoryStore:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def get(self, memory_id: str) -> Memory:
-        """A memory by its id.
+    def get(self, memory_id: str, *, as_of: AsOf | None = None) -> Memory:
+        """A memory by its id; with `as_of`, as it stood at that time or log position.
 
         Raises:
-            MemoryNotFound: no memory ever had this id.
-            MemoryForgotten: it was forgotten.
+            MemoryNotFound: no memory ever had this id, or none had it yet.
+            MemoryForgotten: it was forgotten, by now or by then.
+            InvalidQuery: `as_of` is no moment of the past.
         """
         self._check()
+        as_of = self._as_of(as_of)
         with self._lookup.view_of(memory_id) as view:
-            return lookup.live(view, memory_id)
+            return lookup.live(view, memory_id) if as_of is None else lookup.as_of(view, memory_id, as_of)
 
     def find(
         self,
-        session_id: str,
+        session_id: str | None = None,
         *,
+        session_ids: Iterable[str] | None = None,
+        user_id: str | None = None,
+        as_of: AsOf | None = None,
         where: Where | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
         order: Order = "newest",
         limit: int = 100,
         cursor: str | None = None,
+        wait_s: float = 10.0,
     ) -> Page:
-        """A page of a session's memories in order of time; an unknown or forgotten session is empty.
+        """A page of the memories of a session, of several, of a user or of the whole tenant, in order of time.
 
-        `after` <= occurred_at < `before`. `limit` is 1 to 10,000; `cursor` comes from the page before.
+        Scope, `as_of` and `wait_s` are as in `recall`. `after` <= occurred_at < `before`. `limit` is 1 to 10,000; `cursor`
+        comes from the page before. An unknown or forgotten session is empty.
 
         Raises:
             InvalidQuery, FilterError: an argument makes no sense.
+            ScopeTooLarge: the scope takes more RAM than views may.
         """
         self._check()
-        session_id, limit = validation.session(session_id), validation.limit(limit)
+        scope, limit = self._scope(session_id, session_ids, user_id, as_of), validation.limit(limit)
         if order not in ("newest", "oldest"):
             raise InvalidQuery("order", 'must be "newest" or "oldest"')
         start = None if cursor is None else from_cursor(order, cursor, tuple[int, int])
         condition = compile_filter(where or {})
         before, after = validation.bound("before", before), validation.bound("after", after)
-        with self._views.session(session_id) as view:
+        with self._views.lend(scope, _deadline(wait_s)) as view:
             if view is None:
                 return Page(memories=[], cursor=None)
-            found = view.find(condition, before=before, after=after, order=order, limit=limit + 1, start=start)
-        more = len(found) > limit
-        found = found[:limit]
-        return Page(memories=[memory for memory, _ in found], cursor=to_cursor(order, found[-1][1]) if more else None)
+            found = view.table.find(condition, before=before, after=after, order=order, limit=limit + 1, start=start)
+            position, withheld = view.position, len(view.withheld)
+        cursor = to_cursor(order, found[limit - 1][1]) if len(found) > limit else None
+        return Page(memories=[memory for memory, _ in found[:limit]], cursor=cursor, position=position, withheld=withheld)
 
-    def count(self, session_id: str, *, where: Where | None = None) -> int:
-        """How many memories of a session match; 0 for an unknown or forgotten session."""
+    def count(
+        self,
+        session_id: str | None = None,
+        *,
+        session_ids: Iterable[str] | None = None,
+        user_id: str | None = None,
+        as_of: AsOf | None = None,
+        where: Where | None = None,
+        before: datetime | None = None,
+        after: datetime | None = None,
+        wait_s: float = 10.0,
+    ) -> int:
+        """How many memories match; 0 for an unknown or forgotten session. Scope, `as_of` and `wait_s` are as in `recall`.
+
+        Raises: as `find`.
+        """
         self._check()
-        session_id, condition = validation.session(session_id), compile_filter(where or {})
-        with self._views.session(session_id) as view:
-            return view.count(condition) if view else 0
+        scope = self._scope(session_id, session_ids, user_id, as_of)
+        condition = self._restriction(where, before, after)
+        with self._views.lend(scope, _deadline(wait_s)) as view:
+            return view.table.count(condition) if view else 0
 
     def recall(
         self,
         query: str,
         *,
-        session_id: str,
+        session_id: str | None = None,
+        session_ids: Iterable[str] | None = None,
+        user_id: str | None = None,
+        as_of: AsOf | None = None,
         limit: int = 10,
         min_score: float = 0.0,
         where: Where | None = None,
@@ -390,23 +461,34 @@ class MemoryStore:
         after: datetime | None = None,
         wait_s: float = 10.0,
     ) -> Recollections:
-        """The memories of a session that answer `query` best, best first, with a score in [0, 1].
+        """The memories that answer `query` best, best first, with a score in [0, 1].
 
-        Sees every remember that was acknowledged before the call, by any process. They are found by meaning and by words;
-        a score means the same for every query, and `parts` says what it is made of. The query is plain text: no character
-        of it is special. `wait_s` bounds how long the answer may wait for vectors that are not there yet; after that a
-        quicker model answers for the whole session, or words alone, and `.model` says which.
+        They are looked for in one session, in several, in all of a user's, or, with none of these, in the whole tenant. One
+        session is seen with every remember that was acknowledged before the call, by any process. So are the wider scopes,
+        if that takes no longer than `wait_s`; up to where they were looked at is said by `.position`.
+
+        With `as_of`, a time or a position of the log, the answer is the one of that moment, from the memories as they stood.
+        What has been forgotten since is not in it; `.withheld` says how many that are.
+
+        They are found by meaning and by words; a score means the same for every query, and `parts` says what it is made of.
+        The query is plain text: no character of it is special. `wait_s` also bounds how long the answer may wait for vectors
+        that are not there yet; after that a quicker model answers for the whole scope, or words alone: see `.model`.
 
         Raises:
-            InvalidQuery, FilterError: an argument makes no sense; an empty query, a limit outside 1 to 10,000.
+            InvalidQuery, FilterError: an argument makes no sense; an empty query, a limit outside 1 to 10,000, two scopes.
+            ScopeTooLarge: the scope takes more RAM than views may.
             EmbedderFailed: the query cannot be embedded.
         """
         self._check()
-        session_id, limit = validation.session(session_id), validation.limit(limit)
-        query, min_score = validation.query(query), validation.score(min_score)
-        wait_s = validation.wait(wait_s)
-        where_ = self._restriction(where, before, after)
-        return self._recaller.recall(query, session_id, where_, limit=limit, min_score=min_score, wait_s=wait_s)
+        asked = Asked(
+            validation.query(query),
+            self._scope(session_id, session_ids, user_id, as_of),
+            self._restriction(where, before, after),
+            validation.limit(limit),
+            validation.score(min_score),
+            validation.wait(wait_s),
+        )
+        return self._recaller.recall(asked)
 
     def history(self, memory_id: str) -> list[Change]:
         """Every version of a memory, first to last; of a forgotten one the changes without content.
@@ -416,7 +498,7 @@ class MemoryStore:
         """
         self._check()
         with self._lookup.view_of(memory_id) as view:
-            changes = view.history(lookup.id_bytes(memory_id))
+            changes = view.table.history(lookup.id_bytes(memory_id))
         if not changes:
             raise MemoryNotFound(memory_id)
         return changes
@@ -446,6 +528,17 @@ class MemoryStore:
             raise InvalidQuery("after", "must be a position: 0, or one that an event had")
         return self._catalog.events(after, None if session_id is None else validation.session(session_id))
 
+    def _scope(
+        self, session_id: str | None, session_ids: Iterable[str] | None, user_id: str | None, as_of: AsOf | None
+    ) -> Scope:
+        return Scope(*validation.scope(session_id, session_ids, user_id), self._as_of(as_of))
+
+    def _as_of(self, as_of: AsOf | None) -> AsOf | None:
+        moment = validation.as_of(as_of, self._clock())
+        if isinstance(moment, int) and moment > self._views.newest_position():
+            raise InvalidQuery("as_of", "is a position that the log has not reached: give one that an event had")
+        return moment
+
     def _restriction(self, where: Where | None, before: datetime | None, after: datetime | None) -> Condition:
         times = time_range(validation.bound("before", before), validation.bound("after", after))
         return both(compile_filter(where or {}), times)
@@ -455,6 +548,10 @@ class MemoryStore:
             raise ForkedStore(self._pid)
         if self._closed:
             raise StoreClosed
+
+
+def _deadline(wait_s: object) -> float:
+    return monotonic() + validation.wait(wait_s)
 
 
 def _let_go(follower: Follower, release: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from memfold.errors import Contended, IdempotencyConflict, MemoryForgotten, VersionConflict
-from memfold.events import Event, MemoryRemembered, MemoryUpdated
+from memfold.events import Event, MemoryMerged, MemoryRemembered, MemoryUpdated
 from memfold.eventstore import arrays, reader, sealing
 from memfold.eventstore.append import NO_DECISION, Answer, Committer, Request, Verdict
 from memfold.eventstore.codec import LoggedEvent, SealedEvent, encode, event_key, new_id, open_event, seal_event
@@ -17,6 +17,7 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.model import Memory
 from memfold.projections import fold
+from memfold.projections.duplicates import Duplicates, first_of
 from memfold.projections.lookup import Lookup, id_bytes, live
 
 
@@ -29,6 +30,7 @@ class Writer:
         keyring: Keyring,
         committer: Committer,
         lookup: Lookup,
+        duplicates: Duplicates,
         *,
         clock: Callable[[], datetime],
         retries_max: int,
@@ -37,6 +39,7 @@ class Writer:
         self._keyring = keyring
         self._committer = committer
         self._lookup = lookup
+        self._duplicates = duplicates
         self._clock = clock
         self._retries_max = retries_max
 
@@ -68,6 +71,52 @@ class Writer:
             self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
+    def remember_once(
+        self,
+        events: Sequence[MemoryRemembered],
+        *,
+        session_id: str,
+        user_id: str | None,
+        idempotency_key: str | None,
+        merge: bool,
+        least: float,
+    ) -> list[Memory]:
+        """Append what was not said before; what was is skipped, or merged into the memory that says it already.
+
+        The decision is about the whole session, so it is taken anew whenever anything was appended to it meanwhile.
+        """
+        vectors = self._duplicates.vectors(events, least)
+        firsts = first_of(events, vectors, least)
+        for _ in range(self._retries_max):
+            at = self._clock()
+            ref = self._keyring.open_session(session_id, user_id, at)
+            known = self._duplicates.known(session_id, events, vectors, least)
+            if known is None or known.stream != ref.stream:
+                self._keyring.drop(session_id)
+                continue
+            repeated = self._was_appended(ref, events, idempotency_key)
+            plan = Plan(events, firsts, known.memories, merge=merge and not repeated)
+            sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
+            if not sealed or repeated:
+                return plan.memories(ref, at)
+            request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
+            answer = self._committer.append(request)
+            if answer.verdict is Verdict.ACCEPTED:
+                return plan.memories(ref, answer.recorded_at)
+            if answer.verdict is not Verdict.CONFLICT:
+                self._keyring.drop(session_id)
+        raise Contended(self._retries_max)
+
+    def _was_appended(self, ref: SessionRef, events: Sequence[Event], idempotency_key: str | None) -> bool:
+        """Whether this very call was made before. Raises as `_first_answer`."""
+        if idempotency_key is None:
+            return False
+        key_hmac = self._keyring.idempotency_hmac(ref.stream, idempotency_key)
+        if self._idempotent_row(ref, key_hmac) is None:
+            return False
+        self._first_answer(ref, key_hmac, events)
+        return True
+
     def update(
         self, memory_id: str, event: MemoryUpdated, *, expected_version: int | None, idempotency_key: str | None
     ) -> Memory:
@@ -75,10 +124,10 @@ class Writer:
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_id) as view:
                 stream_version, session_id, stream = view.version, view.session_id, view.stream
-                found = view.current(id_bytes(memory_id))
+                found = view.table.current(id_bytes(memory_id))
             if found is None:
                 raise MemoryForgotten(memory_id)
-            memory = found[0]
+            memory = found.memory
             ref = self._keyring.find_session(session_id) if idempotency_key else None
             if idempotency_key and ref and ref.stream == stream:
                 earlier = self._earlier(ref, memory_id, event, idempotency_key)
@@ -121,8 +170,9 @@ class Writer:
         idempotency_key: str | None,
         *,
         expected: int = NO_DECISION,
+        of_all: bool = False,
     ) -> Request:
-        request = Request(ref.stream, ref.user, ref.key.version, at, sealed, expected)
+        request = Request(ref.stream, ref.user, ref.key.version, at, sealed, expected, of_all=of_all)
         if idempotency_key:
             request.idempotency = self._keyring.idempotency_hmac(ref.stream, idempotency_key)
             request.commitment = commitment([event.key for event in sealed], events)
@@ -138,7 +188,9 @@ class Writer:
             raise IdempotencyConflict
         with self._lookup.view_of(memory_id) as view:
             live(view, memory_id)
-            return next(change.memory for change in view.history(id_bytes(memory_id)) if change.position == logged.row.position)
+            return next(
+                change.memory for change in view.table.history(id_bytes(memory_id)) if change.position == logged.row.position
+            )
 
     def _idempotent_row(self, ref: SessionRef, key_hmac: bytes) -> tuple[int, int, bytes] | None:
         row = self._database.row(
@@ -165,7 +217,7 @@ class Writer:
                 raise MemoryForgotten(fold.memory_id_text(row.memory_id or bytes(16)))
         tenant = self._keyring.tenant
         keys = [event_key(row, tenant=tenant, wrapping=ref.key) for row in rows]
-        if len(rows) != len(events) or commitment(keys, events) != committed:
+        if commitment(keys, events) != committed:
             raise IdempotencyConflict
         return [LoggedEvent(row, open_event(row, tenant=tenant, wrapping=ref.key)) for row in rows]
 
@@ -178,6 +230,45 @@ class Writer:
             user_id=ref.user_id,
             recorded_at=event.row.recorded_at,
         )
+
+
+class Plan:
+    """What is to be appended of some events, of which some were said before, and what their memories are then.
+
+    `firsts` says of each event which of them said it first, `known` which memory of the session does already.
+    """
+
+    def __init__(
+        self, events: Sequence[MemoryRemembered], firsts: Sequence[int], known: Sequence[Memory | None], *, merge: bool
+    ) -> None:
+        self._events = events
+        self._known = [known[first] or known[place] for place, first in enumerate(firsts)]
+        self._ids = [id_bytes(memory.id) if memory else b"" for memory in self._known]
+        self.facts: list[tuple[bytes, MemoryRemembered | MemoryMerged]] = []
+        for place, event in enumerate(events):
+            if not self._ids[place] and firsts[place] == place:
+                self._ids[place] = new_id()
+                self.facts.append((self._ids[place], event))
+                continue
+            self._ids[place] = self._ids[place] or self._ids[firsts[place]]
+            if merge:
+                self.facts.append((self._ids[place], as_merged(event)))
+
+    def memories(self, ref: SessionRef, at: datetime) -> list[Memory]:
+        """The memory of each event after the facts were recorded at `at`."""
+        now = {id_bytes(memory.id): memory for memory in self._known if memory}
+        names = {"session_id": ref.session_id, "user_id": ref.user_id}
+        for memory_id, fact in self.facts:
+            if isinstance(fact, MemoryMerged):
+                now[memory_id] = fold.merged(now[memory_id], fact, recorded_at=at)
+            else:
+                now[memory_id] = fold.remembered(fact, memory_id=memory_id, recorded_at=at, **names)
+        return [now[memory_id] for memory_id in self._ids]
+
+
+def as_merged(event: MemoryRemembered) -> MemoryMerged:
+    """The same, as something that was said again."""
+    return MemoryMerged(**{name: getattr(event, name) for name in event.__struct_fields__})
 
 
 def commitment(keys: Sequence[bytes], events: Sequence[Event]) -> bytes:

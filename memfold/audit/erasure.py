@@ -10,7 +10,7 @@ from datetime import datetime
 from memfold.errors import Contended, MemoryForgotten, StoreUnavailable
 from memfold.events import MemoryForgotten as MemoryForgottenFact
 from memfold.events import SessionForgotten, UserForgotten
-from memfold.eventstore import arrays, erase
+from memfold.eventstore import erase
 from memfold.eventstore.append import NO_DECISION, Request, Verdict
 from memfold.eventstore.codec import open_event, seal_event
 from memfold.eventstore.database import Database
@@ -51,7 +51,7 @@ class Forgetter:
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_id) as view:
                 stream, session_id, version = view.stream, view.session_id, view.version
-                is_live = view.current(id_bytes(memory_id)) is not None
+                is_live = view.table.current(id_bytes(memory_id)) is not None
             if not is_live:
                 return self._first_erasure(memory_id, stream)
             if self._append(session_id, stream, version, [id_bytes(memory_id)], reason):
@@ -62,7 +62,7 @@ class Forgetter:
         """Forget the memories of a session that match; an empty erasure if none does."""
         for _ in range(self._retries_max):
             with self._views.session(session_id) as view:
-                ids = view.ids(condition) if view else []
+                ids = view.table.ids(condition) if view else []
                 stream, version = (view.stream, view.version) if view else (b"", 0)
             if not ids:
                 return nothing("filter")
@@ -96,7 +96,7 @@ class Forgetter:
             user = keyring.find_user(user_id)
             if user is None:
                 return _as_erasure("user", erase.erased_as(database, keyring.tenant, name_hmac))
-            streams = self._streams_of(user)
+            streams = keyring.streams_of_user(user)
             requests = [*map(self._closing, streams), self._farewell(streams)]
             answer = erase.forget_streams(database, keyring.tenant, requests, closing=streams, name_hmac=name_hmac, user=user)
             keyring.drop_user(user)
@@ -132,10 +132,6 @@ class Forgetter:
         key = self._keyring.tenant_key
         sealed = [seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=None, wrapping=key)]
         return Request(stream, NOBODY, key.version, self._clock(), sealed, NO_DECISION)
-
-    def _streams_of(self, user: bytes) -> list[bytes]:
-        query = "SELECT stream_id FROM memfold.sessions WHERE tenant_id = %s AND user_id = %s ORDER BY created_at, stream_id"
-        return [row.stream_id.bytes for row in self._database.rows(query, (self._keyring.tenant, arrays.uuid(user)))]
 
     def _first_erasure(self, memory_id: str, stream: bytes) -> Erasure:
         """The erasure that forgot this memory: its own, or that of its session."""

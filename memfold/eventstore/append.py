@@ -40,7 +40,8 @@ class Request:
     """Events for one stream, all or nothing.
 
     `user` and `key_version` name the key the events were sealed under (NOBODY: the tenant's). `expected` is the stream
-    version a decision about the events' memories was read at; NO_DECISION for new memories.
+    version a decision about the events' memories was read at; NO_DECISION for new memories. A decision `of_all` was about
+    the whole stream: whatever was appended since stands against it.
     """
 
     stream: bytes
@@ -51,6 +52,7 @@ class Request:
     expected: int = NO_DECISION
     idempotency: bytes = b""
     commitment: bytes = b""
+    of_all: bool = False
 
 
 @dataclass(slots=True)
@@ -301,7 +303,7 @@ def columns(requests: Sequence[Request]) -> tuple[arrays.Raw, ...]:
         arrays.timestamp_array([request.at for request in requests]),
         blobs([request.idempotency for request in requests]),
         blobs([request.commitment for request in requests]),
-        ints([request.expected for request in requests]),
+        ints([-2 - request.expected if request.of_all else request.expected for request in requests]),
         ints([len(request.events) for request in requests]),
         ints(numbers),
         ints(places),

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
-from memfold.events import NUMBERS, MemoryRemembered, MemoryUpdated
+from memfold.events import NUMBERS, MemoryMerged, MemoryRemembered, MemoryUpdated
 from memfold.eventstore import arrays, sealing
 from memfold.eventstore.append import fetch
 from memfold.eventstore.database import Connection, Database
 
-EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated]]
+EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated], NUMBERS[MemoryMerged]]
 """The events that have a vector: each that gives a memory its words, or may change them."""
 
 # The range is written on all three tables, and loops are not nested (`_merged`): PostgreSQL plans for the tables as they were

@@ -7,6 +7,7 @@ cached key is never trusted to be alive: every append names its version and the 
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -124,6 +125,18 @@ class Keyring:
             (self.tenant, self.user_hmac(user_id)),
         )
         return row.user_id.bytes if row else None
+
+    def streams_of_user(self, user: bytes) -> list[bytes]:
+        """The streams of a user's sessions, oldest first."""
+        query = "SELECT stream_id FROM memfold.sessions WHERE tenant_id = %s AND user_id = %s ORDER BY created_at, stream_id"
+        return [row.stream_id.bytes for row in self._database.rows(query, (self.tenant, arrays.uuid(user)))]
+
+    def streams_of_names(self, session_ids: Sequence[str]) -> list[bytes]:
+        """The streams of the sessions of these names, of those that there are."""
+        query = "SELECT stream_id FROM memfold.sessions WHERE tenant_id = %s AND name_hmac = ANY(%s)"
+        names = arrays.bytea_array([self.session_hmac(session_id) for session_id in session_ids])
+        found = self._database.read(lambda connection: connection.execute(query, (self.tenant, names)).fetchall())
+        return [row[0].bytes for row in found]
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 

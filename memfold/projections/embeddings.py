@@ -6,7 +6,7 @@ process, and every view folded anew, ranks alike.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,13 @@ class Source(NamedTuple):
     event_id: bytes
     key: bytes
     text: str
+
+
+class Position(Protocol):
+    """Whatever says which event it is about."""
+
+    @property
+    def position(self) -> int: ...
 
 
 class Embeddings:
@@ -85,6 +92,17 @@ class Embeddings:
         except StoreUnavailable as error:
             logger.warning("%d vectors were made and could not be stored: %s", len(sources), error)
         return unpacked(dict(zip((source.position for source in sources), packed, strict=True)))
+
+    def made(self, wanted: Sequence[Position], texts: Sequence[str]) -> dict[int, Floats]:
+        """The vectors of texts, by position, as they would be if they had been stored; nothing is stored.
+
+        Raises:
+            EmbedderFailed: the embedder did.
+        """
+        if not texts:
+            return {}
+        vectors = rounded(self.encoder.encode(texts))
+        return {want.position: vector for want, vector in zip(wanted, vectors, strict=True)}
 
     def put(self, sources: Sequence[Source]) -> None:
         """Embed and store those sources that have no vector yet.

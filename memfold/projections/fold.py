@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from memfold.events import MemoryRemembered, MemoryUpdated
+from memfold.events import MemoryMerged, MemoryRemembered, MemoryUpdated
 from memfold.eventstore.codec import LoggedEvent
 from memfold.model import Memory
 
@@ -46,6 +46,24 @@ def updated(memory: Memory, event: MemoryUpdated, *, recorded_at: datetime) -> M
     return msgspec.structs.replace(memory, **dict(given(event)), updated_at=recorded_at, version=memory.version + 1)
 
 
+def merged(memory: Memory, event: MemoryMerged, *, recorded_at: datetime) -> Memory:
+    """`memory` after a MemoryMerged: as it was, with the tags and metadata it did not have, and the greater importance."""
+    return msgspec.structs.replace(
+        memory,
+        importance=max(memory.importance, event.importance),
+        tags=tuple(dict.fromkeys((*memory.tags, *event.tags))),
+        metadata={**event.metadata, **memory.metadata},
+        updated_at=recorded_at,
+        version=memory.version + 1,
+    )
+
+
+def changed(memory: Memory, event: MemoryUpdated | MemoryMerged, *, recorded_at: datetime) -> Memory:
+    """`memory` after whatever changed it."""
+    apply = updated if isinstance(event, MemoryUpdated) else merged
+    return apply(memory, event, recorded_at=recorded_at)  # type: ignore[arg-type]
+
+
 def given(event: MemoryUpdated) -> Iterator[tuple[str, Any]]:
     """The fields that an update sets, with their new values."""
     for name in event.__struct_fields__:
@@ -67,6 +85,8 @@ def texts(events: Iterable[LoggedEvent]) -> dict[int, str]:
         memory_id = row.memory_id or b""
         if isinstance(data, MemoryRemembered):
             said[memory_id] = {"content": data.content, "speaker": data.speaker}
+        elif isinstance(data, MemoryMerged) and memory_id in said:
+            pass  # the memory keeps its words
         elif isinstance(data, MemoryUpdated) and memory_id in said:
             said[memory_id] |= {name: value for name, value in given(data) if name in said[memory_id]}
         else:

@@ -21,7 +21,7 @@ from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.eventstore.tail import Tail
 from memfold.projections import fold
 from memfold.projections.embeddings import CHUNK_TEXTS, Embeddings, Source
-from memfold.projections.views import open_rows
+from memfold.projections.loading import open_rows
 
 logger = logging.getLogger("memfold")
 

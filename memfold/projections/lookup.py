@@ -8,8 +8,9 @@ from memfold.errors import MemoryForgotten, MemoryNotFound
 from memfold.eventstore import reader
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
-from memfold.model import Memory
-from memfold.projections.view import SessionView
+from memfold.model import Change, Memory
+from memfold.projections.scope import AsOf
+from memfold.projections.view import View
 from memfold.projections.views import Views
 
 
@@ -22,7 +23,7 @@ class Lookup:
         self._views = views
 
     @contextmanager
-    def view_of(self, memory_id: str) -> Iterator[SessionView]:
+    def view_of(self, memory_id: str) -> Iterator[View]:
         """Lend the view that holds this memory or what is left of it.
 
         Raises:
@@ -58,9 +59,29 @@ def id_bytes(memory_id: object) -> bytes:
     raise MemoryNotFound(repr(memory_id) if isinstance(memory_id, int | float) else "with an id that is no UUID")
 
 
-def live(view: SessionView, memory_id: str) -> Memory:
+def live(view: View, memory_id: str) -> Memory:
     """The memory as it stands; MemoryForgotten if it was forgotten."""
-    found = view.current(id_bytes(memory_id))
+    found = view.table.current(id_bytes(memory_id))
     if found is None:
         raise MemoryForgotten(memory_id)
-    return found[0]
+    return found.memory
+
+
+def as_of(view: View, memory_id: str, moment: AsOf) -> Memory:
+    """The memory as it stood then.
+
+    Raises:
+        MemoryNotFound: it was remembered later.
+        MemoryForgotten: it was forgotten, by then or since.
+    """
+    past = [change for change in view.table.history(id_bytes(memory_id)) if _is_before(change, moment)]
+    if not past:
+        raise MemoryNotFound(memory_id)
+    memory = past[-1].memory
+    if memory is None:
+        raise MemoryForgotten(memory_id)
+    return memory
+
+
+def _is_before(change: Change, moment: AsOf) -> bool:
+    return change.position <= moment if isinstance(moment, int) else change.recorded_at <= moment

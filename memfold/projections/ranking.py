@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memfold.projections.words import Floats, Matches
+from memfold.projections.words import Floats, Matches, Slots
 
 MEANING, MEANING_BEFORE = 0.5, 0.25
 WORDS, WORDS_PAIRED, HALF = 0.5, 0.4, 10.0
@@ -38,12 +38,15 @@ class Preferences:
 
 
 class Evidence(NamedTuple):
-    """What is known of the live rows, in order of the stream: one value a row.
+    """What is known of some rows: one value a row.
 
-    `similarities` are cosines with the query; None if there is no vector to ask with. `named` says whose speaker the query
-    names. `importance` is in [0, 1], `age_days` is how long ago it occurred.
+    `before` and `after` are the places of each row's neighbours in its session, -1 where there is none. `similarities` are
+    cosines with the query; None if there is no vector to ask with. `named` says whose speaker the query names. `importance`
+    is in [0, 1], `age_days` is how long ago it occurred.
     """
 
+    before: Slots
+    after: Slots
     similarities: Floats | None
     matches: Matches
     named: NDArray[np.bool_]
@@ -67,13 +70,14 @@ class Scores(NamedTuple):
 
 def score(evidence: Evidence, preferences: Preferences) -> Scores:
     """How good an answer each row is."""
+    before, after = evidence.before, evidence.after
     words = _words(evidence.matches)
-    meaning = np.zeros_like(words) if evidence.similarities is None else _meaning(evidence.similarities)
+    meaning = np.zeros_like(words) if evidence.similarities is None else _meaning(evidence.similarities, before)
     own = meaning + words
     parts = {
         "meaning": meaning,
         "words": words,
-        "neighbours": np.float32(BEFORE) * previous(own) + np.float32(AFTER) * following(own),
+        "neighbours": np.float32(BEFORE) * at(own, before) + np.float32(AFTER) * at(own, after),
         "speaker": np.float32(NAMED) * evidence.named,
     }
     if preferences.importance:
@@ -87,8 +91,8 @@ def score(evidence: Evidence, preferences: Preferences) -> Scores:
     return Scores(-np.expm1(-mixed), mixed, parts)
 
 
-def _meaning(similarities: Floats) -> Floats:
-    mixed = np.float32(1 - MEANING_BEFORE) * similarities + np.float32(MEANING_BEFORE) * previous(similarities)
+def _meaning(similarities: Floats, before: Slots) -> Floats:
+    mixed = np.float32(1 - MEANING_BEFORE) * similarities + np.float32(MEANING_BEFORE) * at(similarities, before)
     return np.asarray(np.float32(MEANING) * np.clip(mixed, 0, 1), np.float32)
 
 
@@ -97,31 +101,11 @@ def _words(matches: Matches) -> Floats:
     return np.asarray(np.float32(WORDS) * weight / (weight + np.float32(HALF)), np.float32)
 
 
-def previous(values: Floats) -> Floats:
-    """Of each row the value of the one before it; 0 for the first."""
-    shifted = np.zeros_like(values)
-    shifted[1:] = values[:-1]
-    return shifted
-
-
-def following(values: Floats) -> Floats:
-    """Of each row the value of the one after it; 0 for the last."""
-    shifted = np.zeros_like(values)
-    shifted[:-1] = values[1:]
-    return shifted
-
-
-def looked_at(allowed: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The rows whose similarities are needed to score `allowed`, of `count` in all: theirs, and their neighbours'.
-
-    A row's own score looks at the row before it, and a neighbour's score too.
-    """
-    if 2 * len(allowed) > count:
-        return np.arange(count)
-    near = np.zeros(count + 3, np.bool_)
-    for step in (0, 1, 2, 3):
-        near[allowed + step] = True
-    return np.flatnonzero(near[2 : count + 2])
+def at(values: Floats, places: Slots) -> Floats:
+    """The values at these places; 0 at place -1, which is nowhere."""
+    padded = np.zeros(len(values) + 1, values.dtype)
+    padded[:-1] = values
+    return padded[places]
 
 
 def best(scores: Floats, allowed: NDArray[np.int64], limit: int, min_score: float) -> NDArray[np.int64]:

@@ -16,9 +16,10 @@ from memfold.model import Memory
 from memfold.projections import fold
 from memfold.projections.embeddings import CHUNK_TEXTS, Embeddings, Source
 from memfold.projections.filters import ALL
+from memfold.projections.loading import open_rows
 from memfold.projections.recall import take_stored
-from memfold.projections.view import SessionView
-from memfold.projections.views import Views, open_rows
+from memfold.projections.view import View
+from memfold.projections.views import Views
 
 COSINE_MIN = 0.999  # of a vector made again and the one that was stored: another processor may round otherwise, not more
 CHUNKS_A_COMMIT = 8
@@ -56,10 +57,11 @@ def replay(database: Database, keyring: Keyring, session_id: str, *, after: int,
     ref = keyring.find_session(session_id)
     if ref is None:
         return []
-    view = SessionView(ref.stream, ref.session_id, ref.user_id)
+    view = View(ref.stream)
+    view.own(ref.stream, ref.session_id, ref.user_id, ref.user)
     try:
         view.fold(event for event in _events(database, keyring, ref) if after < event.row.position <= upto)
-        found = view.find(ALL, before=None, after=None, order="oldest", limit=-1, start=None)
+        found = view.table.find(ALL, before=None, after=None, order="oldest", limit=-1, start=None)
         return [memory for memory, _ in found]
     finally:
         view.close()
@@ -108,10 +110,10 @@ class _State(NamedTuple):
     digest: str
 
 
-def _state(view: SessionView, embeddings: Embeddings) -> _State:
+def _state(view: View, embeddings: Embeddings) -> _State:
     """What a view says, with all vectors that are stored."""
     take_stored(view, embeddings)
-    return _State(view.version, view.count(ALL), view.digest(embeddings.encoder.name))
+    return _State(view.version, view.table.count(ALL), view.digest(embeddings.encoder.name))
 
 
 def _remake(embeddings: Embeddings, sources: Sequence[Source]) -> list[float]:

@@ -1,38 +1,55 @@
 """Recall: from a query to recollections, from everything that was acknowledged before the call.
 
-The query is embedded, the session's view refreshed, what it lacks of vectors taken or made, and everything ranked in one
-hold of the view. Vectors of two models are never compared: while the store's own embedder has not seen the whole session
-and cannot in the time given, the static model answers for all of it; and words alone where even that would take too long.
+The query is embedded, the scope's view made fresh, what it lacks of vectors taken or made, and everything ranked in one hold
+of the view. Vectors of two models are never compared: while the store's own embedder has not seen the whole scope and
+cannot in the time given, the static model answers for all of it; and words alone where even that would take too long.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
-from memfold.embedding import Encoder
 from memfold.errors import EmbedderFailed
 from memfold.eventstore.codec import key_context
 from memfold.model import Recollections
-from memfold.projections.embeddings import Embeddings, Source, rounded
+from memfold.projections.caching import QueryVectors, Rate
+from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.filters import Condition
 from memfold.projections.ranking import Preferences
-from memfold.projections.view import Question, SessionView, Wanted
+from memfold.projections.rows import EPOCH
+from memfold.projections.scope import Scope
+from memfold.projections.search import Question, Search
+from memfold.projections.view import View, Wanted
 from memfold.projections.views import Views
-from memfold.projections.words import Floats
 
 AT_ONCE_S = 0.1  # what takes no longer is made while the view is held, so that it ends
 STATIC_TEXTS = 8_192  # between two looks at the clock
 STATIC_S = 0.25  # the static model may take this long even if nobody wants to wait
+STORED_ROWS = 5_000  # vectors that are fetched at a time
+SAMPLE = 64  # rows that are looked at to tell whether somebody asked for the static model first
+
+
+class Asked(NamedTuple):
+    """A query and how it is to be answered."""
+
+    query: str
+    scope: Scope
+    where: Condition
+    limit: int
+    min_score: float
+    wait_s: float
 
 
 class Recaller:
-    """Answers queries about one session at a time."""
+    """Answers queries about any scope."""
 
     def __init__(
         self,
         views: Views,
         embeddings: Embeddings,
-        static: Encoder,
+        static: Embeddings,
+        queries: QueryVectors,
         *,
         preferences: Preferences,
         clock: Callable[[], datetime],
@@ -40,121 +57,123 @@ class Recaller:
         self._views = views
         self._embeddings = embeddings
         self._static = static
+        self._queries = queries
         self._preferences = preferences
         self._clock = clock
+        self._search = Search(queries.known_by)
 
-    def recall(
-        self, query: str, session_id: str, where: Condition, *, limit: int, min_score: float, wait_s: float
-    ) -> Recollections:
-        """The best memories of a session; none of an unknown one.
+    @property
+    def rates(self) -> tuple[Rate, Rate]:
+        """How often a query's vector was there already, and how often a whole answer."""
+        return self._queries.rate, self._search.rate
+
+    def recall(self, asked: Asked) -> Recollections:
+        """The best memories of a scope; none of an unknown session.
 
         Raises:
             EmbedderFailed: the query cannot be embedded.
+            ScopeTooLarge: the scope's view takes too much RAM.
         """
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + asked.wait_s
         encoder = self._embeddings.encoder
-        question = self._question(query, encoder)
-
-        def answer(view: SessionView, question: Question) -> Recollections:
-            found = view.search(question, where, limit=limit, min_score=min_score)
-            return Recollections(found, position=view.position, model=question.model)
-
+        vector = self._queries.vector(encoder.name, asked.query, encoder.encode_query)
         while True:
-            with self._views.session(session_id) as view:
+            with self._views.lend(asked.scope, deadline) as view:
                 if view is None:
                     return Recollections([], position=0)
-                wanted = take_stored(view, self._embeddings)
-                rest_s = len(wanted) * encoder.seconds_a_text
-                in_time = rest_s <= deadline - time.monotonic()
-                # With the key of this hold: by the next one the name may mean another session.
-                sources = sources_of(view, wanted, self._embeddings.tenant) if in_time else []
-                if wanted and in_time and rest_s <= AT_ONCE_S:
-                    in_time = self._make_now(view, wanted, sources)
-                    wanted = view.lacks(encoder.name)
+                wanted = self._ready(view, deadline)
                 if not wanted:
-                    if encoder.name != self._static.name:
-                        view.drop_vectors(self._static.name)
-                    return answer(view, question)
-            if not in_time or not self._make(session_id, wanted, sources, deadline):
-                return self._recall_static(query, session_id, answer, deadline)
+                    return self._answer(view, asked, Question(asked.query, encoder.name, vector, self._preferences, EPOCH))
+                # With the keys of this hold: by the next one the name may mean another session.
+                in_time = len(wanted) * encoder.seconds_a_text <= deadline - time.monotonic()
+                sources = sources_of(view, wanted, self._embeddings.tenant) if in_time and not self._deferred(wanted) else []
+            if not sources or not self._make(asked.scope, wanted, sources, deadline):
+                return self._recall_static(asked, deadline)
 
-    def _question(self, query: str, encoder: Encoder | None) -> Question:
-        vector = encoder.encode_query(query) if encoder else None
-        return Question(query, encoder.name if encoder else None, vector, self._preferences, self._clock())
+    def _answer(self, view: View, asked: Asked, question: Question) -> Recollections:
+        as_of = asked.scope.as_of
+        now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else view.latest_at
+        found = self._search(view, question._replace(now=now), asked.where, limit=asked.limit, min_score=asked.min_score)
+        return Recollections(found, position=view.position, model=question.model, withheld=len(view.withheld))
 
     # -- the store's own model -----------------------------------------------------------------------------------------
 
-    def _make_now(self, view: SessionView, wanted: Sequence[Wanted], sources: Sequence[Source]) -> bool:
-        try:
-            made = self._embeddings.make_now(sources)
-        except EmbedderFailed:
-            return False
-        view.give(self._embeddings.encoder.name, wanted, made)
-        return True
+    def _ready(self, view: View, deadline: float) -> list[Wanted]:
+        """Give a view the vectors that are stored, and make what is quickly made; return what it still lacks then."""
+        encoder = self._embeddings.encoder
+        wanted = take_stored(view, self._embeddings, deadline)
+        if wanted and len(wanted) * encoder.seconds_a_text <= min(AT_ONCE_S, deadline - time.monotonic()):
+            try:
+                made = self._embeddings.make_now(sources_of(view, wanted, self._embeddings.tenant))
+            except EmbedderFailed:
+                return wanted
+            view.give(encoder.name, wanted, made)
+            wanted = view.lacks(encoder.name)
+        if not wanted and encoder.name != self._static.encoder.name:
+            view.drop_vectors(self._static.encoder.name)
+        return wanted
 
-    def _make(self, session_id: str, wanted: Sequence[Wanted], sources: Sequence[Source], deadline: float) -> bool:
+    def _deferred(self, wanted: Sequence[Wanted]) -> bool:
+        """Whether somebody stored vectors of the static model, so that nobody waits for the better ones."""
+        if self._static.encoder.name == self._embeddings.encoder.name:
+            return False
+        return bool(self._static.sealed([want.position for want in wanted[:SAMPLE]]))
+
+    def _make(self, scope: Scope, wanted: Sequence[Wanted], sources: Sequence[Source], deadline: float) -> bool:
         """Embed while others may use the view; False if the time or the embedder does not allow it."""
         try:
             made = self._embeddings.make(sources, lambda: time.monotonic() < deadline)
         except EmbedderFailed:
             return False
-        with self._views.session(session_id) as view:
+        with self._views.lend(scope, deadline) as view:
             if view:
                 view.give(self._embeddings.encoder.name, wanted, made)
         return len(made) == len(sources)
 
     # -- the static model ----------------------------------------------------------------------------------------------
 
-    def _recall_static(
-        self, query: str, session_id: str, answer: Callable[[SessionView, Question], Recollections], deadline: float
-    ) -> Recollections:
+    def _recall_static(self, asked: Asked, deadline: float) -> Recollections:
         """Answer by the static model, or by words alone if there is no time for that either."""
-        encoder = self._static
+        encoder = self._static.encoder
+        in_time = True
         while True:
-            with self._views.session(session_id) as view:
+            with self._views.lend(asked.scope, deadline) as view:
                 if view is None:
                     return Recollections([], position=0)
-                wanted = view.lacks(encoder.name)
+                wanted = take_stored(view, self._static, deadline)
                 rest_s = len(wanted) * encoder.seconds_a_text
-                if rest_s > max(deadline - time.monotonic(), STATIC_S):
-                    return answer(view, self._question(query, None))
+                if not in_time or rest_s > max(deadline - time.monotonic(), STATIC_S):
+                    return self._answer(view, asked, Question(asked.query, None, None, self._preferences, EPOCH))
+                some = wanted[:STATIC_TEXTS]
+                texts = view.texts(some)
                 if rest_s <= STATIC_S:
-                    if wanted:
-                        view.give(encoder.name, wanted, self._encode_static(wanted))
-                    return answer(view, self._question(query, encoder))
-            for begin in range(0, len(wanted), STATIC_TEXTS):
-                if time.monotonic() >= deadline:
-                    break  # the next recall goes on from here
-                some = wanted[begin : begin + STATIC_TEXTS]
-                made = self._encode_static(some)
-                with self._views.session(session_id) as view:
-                    if view:
-                        view.give(encoder.name, some, made)
-
-    def _encode_static(self, wanted: Sequence[Wanted]) -> dict[int, Floats]:
-        """Rounded as if they had been stored: the store's own embedder may be this one."""
-        vectors = rounded(self._static.encode([want.text for want in wanted]))
-        return {want.position: vector for want, vector in zip(wanted, vectors, strict=True)}
+                    view.give(encoder.name, some, self._static.made(some, texts))
+                    vector = self._queries.vector(encoder.name, asked.query, encoder.encode_query)
+                    return self._answer(view, asked, Question(asked.query, encoder.name, vector, self._preferences, EPOCH))
+            made = self._static.made(some, texts)
+            with self._views.lend(asked.scope, deadline) as view:
+                if view:
+                    view.give(encoder.name, some, made)
+            in_time = time.monotonic() < deadline  # if it is over, the next recall goes on from here
 
 
-def take_stored(view: SessionView, embeddings: Embeddings) -> list[Wanted]:
-    """Give a view the stored vectors it lacks; return what it still lacks then."""
+def take_stored(view: View, embeddings: Embeddings, deadline: float = float("inf")) -> list[Wanted]:
+    """Give a view the stored vectors it lacks; return what it still lacks then, or when the time is over."""
     model = embeddings.encoder.name
     wanted = view.lacks(model)
-    stored = embeddings.sealed([want.position for want in wanted])
-    if stored:
-        found = [want for want in wanted if want.position in stored]
-        view.give(model, found, embeddings.opened(sources_of(view, found, embeddings.tenant), stored))
-        wanted = view.lacks(model)
-    return wanted
+    for begin in range(0, len(wanted), STORED_ROWS):
+        some = wanted[begin : begin + STORED_ROWS]
+        stored = embeddings.sealed([want.position for want in some])
+        if stored:
+            found = [want for want in some if want.position in stored]
+            view.give(model, found, embeddings.opened(sources_of(view, found, embeddings.tenant, with_text=False), stored))
+        if time.monotonic() > deadline:
+            break
+    return view.lacks(model) if wanted else []
 
 
-def sources_of(view: SessionView, wanted: Sequence[Wanted], tenant: int) -> list[Source]:
+def sources_of(view: View, wanted: Sequence[Wanted], tenant: int, *, with_text: bool = True) -> list[Source]:
     """What a view lacks, with the keys of its events."""
-    if view.key is None:
-        return []
-    unwrap = view.key.unwrap
-    return [
-        Source(want.position, want.event_id, unwrap(want.wrapped_key, key_context(tenant, want.event_id)), want.text)
-        for want in wanted
-    ]
+    texts = view.texts(wanted) if with_text else [""] * len(wanted)
+    keys = [view.unwrap(want, key_context(tenant, want.event_id)) for want in wanted]
+    return [Source(want.position, want.event_id, key, text) for want, key, text in zip(wanted, keys, texts, strict=True) if key]

@@ -56,6 +56,11 @@ class VectorIndex:
             self._index.compute_distance_subset(1, *pointers)  # type: ignore[attr-defined]
         return found
 
+    def nearest(self, query, count):
+        slots = np.flatnonzero(self._present)
+        a = self.similarities(query, slots)
+        return slots[np.argsort(-a, kind="stable")[:count]]
+
     def renumber(self, slots: Slots) -> None:
         """Keep these slots only, numbered 0, 1, 2 … in their order."""
         self._reserve(int(slots.max()) + 1 if len(slots) else 0)

@@ -1,33 +1,29 @@
-"""The views this process holds: folded on first use, refreshed by version on every read, dropped when idle or too many.
+"""The views this process holds: folded on first use, made fresh on every read, dropped when idle or too many.
 
-A read is strongly consistent: it asks the log for the events after the last one it saw, in the same query that says which
-stream the session's name leads to now, so it sees every acknowledged append of any process and never serves a dead stream.
+A read is strongly consistent: it asks the log what is new each time, so it sees every acknowledged append of any process and
+never serves a dead stream. What is kept is RAM that can be dropped at any time.
 """
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from memfold.errors import CorruptEvent, StoreUnavailable
-from memfold.eventstore import reader
-from memfold.eventstore.codec import LoggedEvent, Row, open_event
-from memfold.eventstore.database import Database
-from memfold.eventstore.keyring import Keyring
-from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
-from memfold.projections.view import SessionView
-from memfold.settings import Settings
+from memfold.errors import StoreUnavailable
+from memfold.projections.loading import Loader
+from memfold.projections.scope import Scope, session_scope
+from memfold.projections.view import View
 
-NO_STREAM = bytes(16)
+CATCH_UP_S = 1.0  # to make a wide view fresh after a forget; then it is dropped
 
 
 class _Slot:
-    """A place for one session's view; the lock is held while it is refreshed or read."""
+    """A place for the view of one scope; the lock is held while it is refreshed or read."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.view: SessionView | None = None
+        self.view: View | None = None
         self.size_bytes = 0
         self.used_at = time.monotonic()
 
@@ -35,61 +31,74 @@ class _Slot:
 class Views:
     """All views of one store."""
 
-    def __init__(self, database: Database, keyring: Keyring, settings: Settings) -> None:
-        self._database = database
-        self._keyring = keyring
-        self._bytes_max = settings.views_bytes_max
-        self._idle_s = settings.view_idle_s
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+    def __init__(self, loader: Loader, *, bytes_max: int, idle_s: float) -> None:
+        self._loader = loader
+        self._bytes_max = bytes_max
+        self._idle_s = idle_s
+        self._slots: OrderedDict[Scope, _Slot] = OrderedDict()
         self._lock = threading.Lock()
         self._sweeper: threading.Timer | None = None
         self._closed = False
 
     @contextmanager
-    def session(self, session_id: str) -> Iterator[SessionView | None]:
-        """Lend the session's view, fresh as of now; None if there is no such session."""
-        slot = self._slot(session_id)
+    def lend(self, scope: Scope, deadline: float = 0.0) -> Iterator[View | None]:
+        """Lend the view of a scope, fresh as of now; None if it is of a session that does not exist.
+
+        A wide one is as fresh as it gets by `deadline`, a moment of `time.monotonic`.
+
+        Raises: as `Loader.refresh`.
+        """
+        slot = self._slot(scope)
         with slot.lock:
             before = slot.size_bytes
-            self._refresh(slot, session_id)
+            self._refresh(slot, scope, deadline)
             try:
                 yield slot.view
             finally:
                 slot.used_at = time.monotonic()
                 slot.size_bytes = slot.view.size_bytes() if slot.view else 0
-                if self._slots.get(session_id) is not slot:
+                if self._slots.get(scope) is not slot:
                     _empty(slot)  # dropped while we waited for it: nobody else will find it
         if slot.size_bytes > before:
             self._shrink()
 
+    @contextmanager
+    def session(self, session_id: str) -> Iterator[View | None]:
+        """Lend the view of one session."""
+        with self.lend(session_scope(session_id)) as view:
+            yield view
+
     def catch_up(self, streams: Iterable[bytes]) -> None:
-        """Bring the views held of these streams up to date, so that nothing forgotten stays in RAM."""
+        """Bring the views that hold these streams up to date, so that nothing forgotten stays in RAM."""
         wanted = set(streams)
         with self._lock:
-            names = [name for name, slot in self._slots.items() if slot.view and slot.view.stream in wanted]
-        for name in names:
+            held = [scope for scope, slot in self._slots.items() if slot.view and not wanted.isdisjoint(slot.view.streams())]
+        for scope in held:
             try:
-                with self.session(name):
-                    pass
+                newest = 0 if scope.session else self.newest_position()
+                with self.lend(scope, time.monotonic() + CATCH_UP_S) as view:
+                    knows_it = view is None or scope.session or view.seen >= newest
             except StoreUnavailable:
-                self._forget(name)
+                knows_it = False
+            if not knows_it:
+                self._forget(scope)
 
-    def _forget(self, session_id: str) -> None:
-        slot = self._slot(session_id)
+    def _forget(self, scope: Scope) -> None:
+        slot = self._slot(scope)
         with slot.lock:
             _empty(slot)
 
-    def remains(self, stream: bytes) -> SessionView:
-        """A view of what the spine still says of a stream whose session was forgotten; the caller closes it."""
-        view = SessionView(stream, "", "")
-        view.fold(LoggedEvent(row, None) for row in reader.read_stream(self._database, self._keyring.tenant, stream))
-        return view
+    def newest_position(self) -> int:
+        """The position of the newest committed event; 0 if there is none."""
+        return self._loader.newest_position()
 
-    def rebuild(self, session_id: str) -> SessionView | None:
+    def remains(self, stream: bytes) -> View:
+        """A view of what the spine still says of a stream whose session was forgotten; the caller closes it."""
+        return self._loader.remains(stream)
+
+    def rebuild(self, session_id: str) -> View | None:
         """A new view folded from the first event on, held nowhere; the caller closes it."""
-        slot = _Slot()
-        self._refresh(slot, session_id)
-        return slot.view
+        return self._loader.refresh(None, session_scope(session_id), 0)
 
     def size(self) -> tuple[int, int]:
         """How many views are held, and about how many bytes."""
@@ -109,54 +118,38 @@ class Views:
             with slot.lock:
                 _empty(slot)
 
-    def _slot(self, session_id: str) -> _Slot:
+    def _slot(self, scope: Scope) -> _Slot:
         with self._lock:
-            slot = self._slots.get(session_id)
+            slot = self._slots.get(scope)
             if slot is None:
-                slot = self._slots[session_id] = _Slot()
-            self._slots.move_to_end(session_id)
+                slot = self._slots[scope] = _Slot()
+            self._slots.move_to_end(scope)
             if self._sweeper is None and not self._closed:
                 self._schedule_sweep()
             return slot
 
-    def _refresh(self, slot: _Slot, session_id: str) -> None:
-        keyring = self._keyring
-        # A stream that is open and where we left it is still the one its name leads to: a name changes hands only by a
-        # forget, which closes the stream.
-        if slot.view and reader.open_at(self._database, keyring.tenant, slot.view.stream) == slot.view.version > 0:
-            return
-        while True:
-            known, after = (slot.view.stream, slot.view.version) if slot.view else (NO_STREAM, 0)
-            found = reader.read_session(self._database, keyring.tenant, keyring.session_hmac(session_id), known, after)
-            ref = keyring.session_of(session_id, found.stream, found.key_version) if found else None
-            if found is None or ref is None:
-                keyring.drop(session_id)
-                _empty(slot)
-                return
-            if ref.stream == found.stream:
-                break
-        if slot.view is None or slot.view.stream != found.stream:
+    def _refresh(self, slot: _Slot, scope: Scope, deadline: float) -> None:
+        try:
+            fresh = self._loader.refresh(slot.view, scope, deadline)
+        except StoreUnavailable:
+            raise  # what the view has seen is still so
+        except BaseException:
+            _empty(slot)  # half folded: the next reader folds it anew
+            raise
+        if fresh is not slot.view:
             _empty(slot)
-            slot.view = SessionView(found.stream, ref.session_id, ref.user_id)
-        slot.view.key = ref.key
-        if found.rows:
-            events = list(open_rows(found.rows, keyring.tenant, {ref.key.id: ref.key}, gone_is_erased=False))
-            try:
-                slot.view.fold(events)
-            except BaseException:
-                _empty(slot)  # half folded: the next reader folds it anew
-                raise
+            slot.view = fresh
 
     def _shrink(self) -> None:
         """Drop the views used longest ago until the others fit."""
         with self._lock:
             total = sum(slot.size_bytes for slot in self._slots.values())
             while total > self._bytes_max and len(self._slots) > 1:
-                session_id, slot = next(iter(self._slots.items()))
+                scope, slot = next(iter(self._slots.items()))
                 if not slot.lock.acquire(blocking=False):
                     return
                 total -= slot.size_bytes
-                self._drop(session_id, slot)
+                self._drop(scope, slot)
 
     def _schedule_sweep(self) -> None:
         self._sweeper = threading.Timer(self._idle_s / 4, self._sweep)
@@ -167,34 +160,17 @@ class Views:
         """Drop what nobody used for `view_idle_s`: plain words stay in RAM no longer than they serve."""
         with self._lock:
             limit = time.monotonic() - self._idle_s
-            for session_id, slot in list(self._slots.items()):
+            for scope, slot in list(self._slots.items()):
                 if slot.used_at < limit and slot.lock.acquire(blocking=False):
-                    self._drop(session_id, slot)
+                    self._drop(scope, slot)
             self._sweeper = None
             if self._slots and not self._closed:
                 self._schedule_sweep()
 
-    def _drop(self, session_id: str, slot: _Slot) -> None:
-        del self._slots[session_id]
+    def _drop(self, scope: Scope, slot: _Slot) -> None:
+        del self._slots[scope]
         _empty(slot)
         slot.lock.release()
-
-
-def open_rows(
-    rows: Iterable[Row], tenant: int, keys: Mapping[bytes, WrappingKey], *, gone_is_erased: bool
-) -> Iterator[LoggedEvent]:
-    """Open rows with the keys at hand; an erased event comes without content.
-
-    An event whose wrapping key is not at hand counts as erased where users may have been forgotten since; else it is corrupt.
-    """
-    for row in rows:
-        if row.wrapped_key is None:
-            yield LoggedEvent(row, None)
-            continue
-        wrapping = keys.get(wrapping_key_id(row.wrapped_key))
-        if wrapping is None and not gone_is_erased:
-            raise CorruptEvent(row.position, "was wrapped by a key that is not its user's")
-        yield LoggedEvent(row, open_event(row, tenant=tenant, wrapping=wrapping) if wrapping else None)
 
 
 def _empty(slot: _Slot) -> None:

@@ -159,6 +159,32 @@ class Words:
         self._numbers = _Numbers(self._words, self._postings)
         self._lengths = array("I", np.frombuffer(self._lengths, np.uint32)[slots].tobytes()) if len(slots) else array("I")
 
+    def weigh(self, words, slots, before):
+        size = len(self._lengths)
+        L = np.frombuffer(self._lengths, np.uint32).astype(np.float32) if size else np.zeros(0, np.float32)
+        n = np.count_nonzero(L) + PRIOR_ROWS
+        avg = (float(L.sum(dtype=np.float64)) + PRIOR_WORDS * PRIOR_ROWS) / n
+        found = [self._postings[number] for word in words if (number := self._words.get(word)) is not None]
+        alone = np.zeros(len(slots), np.float32)
+        paired = alone.copy()
+        has = before >= 0
+        la = L[slots]
+        lp = la + np.where(has, L[before], 0).astype(np.float32)
+        for row in self._counts(found) if found else []:
+            df = np.count_nonzero(row)
+            idf = np.float32(np.log(1 + (n - df + 0.5) / (df + 0.5)) * (K1 + 1))
+            c = row[slots]
+            cp = c + np.where(has, row[before], 0).astype(np.float32)
+            alone += idf * (c / (c + np.float32(K1 * (1 - B)) + np.float32(K1 * B / avg) * la))
+            paired += idf * (cp / (cp + np.float32(K1 * (1 - B)) + np.float32(K1 * B / (2 * avg)) * lp))
+        return Matches(alone, paired)
+
+    def nearest(self, words, count):
+        slots = np.arange(len(self._lengths))
+        a = self.weigh(words, slots, np.full(len(slots), -1)).alone
+        o = np.argsort(-a, kind="stable")[:count]
+        return o[a[o] > 0]
+
     def match(self, words: Sequence[str], slots: Slots) -> Matches:
         """The BM25 weights of the words in each of `slots`: all that hold a text, rising."""
         lengths = np.frombuffer(self._lengths, np.uint32)[slots].astype(np.float32) if len(slots) else np.zeros(0, np.float32)

@@ -2,15 +2,15 @@
 --
 -- Locks, always in this order, so that no two callers wait for each other: users (shared), heads (exclusive), events.
 -- Per request: stream, the user whose key version it was sealed under (the nil uuid: the tenant's own key), the time, an
--- idempotency key with its commitment (empty: none), the stream version a decision was read at (-1: no decision), and
--- how many events it has. Per event, in request order: everything the three tables keep.
+-- idempotency key with its commitment (empty: none), the stream version a decision was read at (-1: no decision; below: the
+-- decision was about the whole stream, at version -2 - expected), and how many events it has. Per event, in request order: everything the three tables keep.
 --
 -- A decision conflicts if one of its memories was touched after the version it was read at; other memories of the stream
--- may have moved on.
+-- may have moved on, unless it was about the whole stream.
 --
 -- Verdicts: 0 accepted, 1 conflict, 2 key gone, 3 stream gone, 4 duplicate. `version` is the first version written, of a
 -- duplicate the first version written then, of a conflict the head's. `positions` holds those of the accepted events in order.
-CREATE FUNCTION memfold.append(
+CREATE OR REPLACE FUNCTION memfold.append(
     p_tenant bigint,
     r_stream uuid[], r_user uuid[], r_kek int[], r_at timestamptz[], r_key bytea[], r_commitment bytea[], r_expected int[], r_events int[],
     e_request int[], e_offset int[], e_event uuid[], e_memory uuid[], e_type smallint[], e_schema smallint[],
@@ -60,11 +60,15 @@ BEGIN
                     version[i] := earlier.first_version;
                 END IF;
             END IF;
-            IF verdict[i] = 0 AND r_expected[i] >= 0 THEN
+            IF verdict[i] = 0 AND r_expected[i] < -1 AND h_version[h] <> -2 - r_expected[i] THEN
+                verdict[i] := 1;
+                version[i] := h_version[h];
+            END IF;
+            IF verdict[i] = 0 AND r_expected[i] <> -1 THEN
                 ids := e_memory[first_event : first_event + r_events[i] - 1];
-                IF ids && touched OR (h_before[h] > r_expected[i] AND EXISTS (
+                IF r_expected[i] >= 0 AND (ids && touched OR (h_before[h] > r_expected[i] AND EXISTS (
                     SELECT FROM events e WHERE e.tenant_id = p_tenant AND e.memory_id = ANY (ids)
-                    AND e.stream_id = r_stream[i] AND e.version > r_expected[i])) THEN
+                    AND e.stream_id = r_stream[i] AND e.version > r_expected[i]))) THEN
                     verdict[i] := 1;
                     version[i] := h_version[h];
                 ELSE
