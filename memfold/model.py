@@ -15,6 +15,7 @@ from memfold.events import Event
 Status = Literal["active", "archived"]
 Order = Literal["newest", "oldest"]
 ChangeType = Literal["remembered", "updated", "merged", "forgotten"]
+Embedding = Literal["soon", "deferred"]
 OnDuplicate = Literal["keep", "skip", "merge"]
 Scope = Literal["memory", "filter", "session", "user"]
 
@@ -221,6 +222,7 @@ __all__ = [
     "Change",
     "ChangeType",
     "Discreet",
+    "Embedding",
     "Erasure",
     "Memory",
     "NewMemory",

@@ -283,6 +283,13 @@ def on_duplicate(value: object) -> str:
     return str(value)
 
 
+def embedding(value: object) -> str:
+    """When the store's own embedder is to see a batch."""
+    if value not in ("soon", "deferred"):
+        raise InvalidMemory("embedding", 'must be "soon" or "deferred"')
+    return str(value)
+
+
 def similarity(value: object) -> float:
     """The least cosine at which two texts count as the same; at 1 only equal ones do."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:

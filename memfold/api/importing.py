@@ -18,7 +18,7 @@ from memfold import validation
 from memfold.api.store import MemoryStore
 from memfold.errors import EmbeddingTimeout, InvalidMemory
 from memfold.eventstore import arrays
-from memfold.model import NewMemory
+from memfold.model import Embedding, NewMemory
 
 # Windows and batches begin at the same lines whatever follows in the file: a changed size would be a changed key.
 WINDOW_LINES = 10_000
@@ -289,11 +289,13 @@ class Importer:
         session: str | None = None,
         user: str | None = None,
         skip_invalid: bool = False,
+        embedding: Embedding = "soon",
     ) -> None:
         self.report = Imported(dry_run=store is None)
         self._store = store
         self._session = session
         self._user = user
+        self._embedding: Embedding = embedding
         self._goes_on = skip_invalid or store is None
         self._look: Look = _look_away
 
@@ -367,7 +369,11 @@ class Importer:
             self.report.already_stored += done
             if done == 0:
                 self._store.remember_many(
-                    batch.memories, session_id=batch.session, user_id=batch.user, idempotency_key=keys[-1]
+                    batch.memories,
+                    session_id=batch.session,
+                    user_id=batch.user,
+                    idempotency_key=keys[-1],
+                    embedding=self._embedding,
                 )
                 self.report.stored += len(batch.lines)
                 return

@@ -27,6 +27,7 @@ from memfold.minilm import default_embedder, static_embedder
 from memfold.model import (
     UNSET,
     Change,
+    Embedding,
     Erasure,
     Memory,
     NewMemory,
@@ -135,11 +136,11 @@ class MemoryStore:
         known = Duplicates(self._views, self._embeddings)
         self._writer = Writer(database, keyring, self._committer, self._lookup, known, clock=clock, retries_max=retries_max)
         self._clock = clock
-        static = Encoder(static_embedder(), seconds_a_text=0.00005)
+        self._static = Embeddings(database, keyring.tenant, Encoder(static_embedder(), seconds_a_text=0.00005))
         self._recaller = Recaller(
             self._views,
             self._embeddings,
-            Embeddings(database, keyring.tenant, static),
+            self._static,
             QueryVectors(count_max=settings.query_vectors_max, ttl_s=settings.view_idle_s),
             preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
             clock=clock,
@@ -235,12 +236,16 @@ class MemoryStore:
         idempotency_key: str | None = None,
         duplicates: OnDuplicate = "keep",
         duplicate_similarity: float = 1.0,
+        embedding: Embedding = "soon",
     ) -> list[Memory]:
         """Remember up to 10,000 things in one session, all or none, in order.
 
         Each item is a string, a `NewMemory`, or a dict with exactly the fields content, role, speaker (or name),
         category, importance, tags, metadata, occurred_at. The idempotency key is of the whole batch. Duplicates are treated as
         by `remember`, also those within the batch; the answer names a memory for each item all the same.
+
+        `embedding` is "soon", or for a lot at once "deferred": the static model embeds the items before this returns, at some
+        ten thousand a second, and answers for them until the store's own embedder has come by; no recall waits for that.
 
         Raises: as `remember`; InvalidMemory names the item by its index.
         """
@@ -252,7 +257,8 @@ class MemoryStore:
         session_id, user_id, key = _names(session_id, user_id, idempotency_key)
         if not events:
             return []
-        return self._remember(events, session_id, user_id, key, duplicates, duplicate_similarity)
+        first = self._static if validation.embedding(embedding) == "deferred" else None
+        return self._remember(events, session_id, user_id, key, duplicates, duplicate_similarity, first)
 
     def _remember(  # noqa: PLR0917
         self,
@@ -262,9 +268,10 @@ class MemoryStore:
         key: str | None,
         duplicates: OnDuplicate,
         similarity: float,
+        first: Embeddings | None = None,
     ) -> list[Memory]:
         if validation.on_duplicate(duplicates) == "keep":
-            memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key)
+            memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key, first=first)
         else:
             memories = self._writer.remember_once(
                 events,
@@ -273,6 +280,7 @@ class MemoryStore:
                 idempotency_key=key,
                 merge=duplicates == "merge",
                 least=validation.similarity(similarity),
+                first=first,
             )
         self._follower.wake()
         return memories

@@ -4,11 +4,12 @@ A fact about a new memory needs no decision. An update is decided on a view, app
 at, and decided anew when somebody touched the memory in between.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
 
-from memfold.errors import Contended, IdempotencyConflict, MemoryForgotten, VersionConflict
+from memfold.errors import Contended, EmbedderFailed, IdempotencyConflict, MemoryForgotten, StoreUnavailable, VersionConflict
 from memfold.events import Event, MemoryMerged, MemoryRemembered, MemoryUpdated
 from memfold.eventstore import arrays, reader, sealing
 from memfold.eventstore.append import NO_DECISION, Answer, Committer, Request, Verdict
@@ -17,8 +18,12 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.model import Memory
 from memfold.projections import fold
-from memfold.projections.duplicates import Duplicates, first_of
+from memfold.projections.duplicates import Duplicates, first_of, texts
+from memfold.projections.embeddings import Embeddings, Source
+from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup, id_bytes, live
+
+logger = logging.getLogger("memfold")
 
 
 class Writer:
@@ -44,9 +49,15 @@ class Writer:
         self._retries_max = retries_max
 
     def remember(
-        self, events: Sequence[MemoryRemembered], *, session_id: str, user_id: str | None, idempotency_key: str | None
+        self,
+        events: Sequence[MemoryRemembered],
+        *,
+        session_id: str,
+        user_id: str | None,
+        idempotency_key: str | None,
+        first: Embeddings | None = None,
     ) -> list[Memory]:
-        """Append new memories of a session, all or none."""
+        """Append new memories of a session, all or none; and have them embedded by `first` before this returns."""
         for _ in range(self._retries_max):
             at = self._clock()
             ref = self._keyring.open_session(session_id, user_id, at)
@@ -54,6 +65,7 @@ class Writer:
             request = self._request(ref, sealed, at, events, idempotency_key)
             answer = self._committer.append(request)
             if answer.verdict is Verdict.ACCEPTED:
+                embed(first, sealed, texts(events), answer.positions)
                 return [
                     fold.remembered(
                         event,
@@ -80,6 +92,7 @@ class Writer:
         idempotency_key: str | None,
         merge: bool,
         least: float,
+        first: Embeddings | None = None,
     ) -> list[Memory]:
         """Append what was not said before; what was is skipped, or merged into the memory that says it already.
 
@@ -102,7 +115,10 @@ class Writer:
             request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
             answer = self._committer.append(request)
             if answer.verdict is Verdict.ACCEPTED:
-                return plan.memories(ref, answer.recorded_at)
+                memories = plan.memories(ref, answer.recorded_at)
+                words = {memory.id: fold.text_of(memory.content, memory.speaker) for memory in memories}
+                embed(first, sealed, [words[memory_id_text(fact.memory_id or b"")] for fact in sealed], answer.positions)
+                return memories
             if answer.verdict is not Verdict.CONFLICT:
                 self._keyring.drop(session_id)
         raise Contended(self._retries_max)
@@ -230,6 +246,19 @@ class Writer:
             user_id=ref.user_id,
             recorded_at=event.row.recorded_at,
         )
+
+
+def embed(first: Embeddings | None, sealed: Sequence[SealedEvent], said: Sequence[str], positions: Sequence[int]) -> None:
+    """Embed events that were just appended. They are remembered whatever comes of it, so nothing is raised."""
+    if first is None:
+        return
+    sources = [
+        Source(position, event.event_id, event.key, text) for position, event, text in zip(positions, sealed, said, strict=True)
+    ]
+    try:
+        first.put(sources)
+    except (EmbedderFailed, StoreUnavailable) as error:
+        logger.warning("%d memories are not embedded yet, and will be when they are recalled: %s", len(sources), error)
 
 
 class Plan:
