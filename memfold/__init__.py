@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         MemoryNotFound,
         ModelFileError,
         SchemaTooNew,
+        ScopeTooLarge,
         SessionOwnerConflict,
         SettingsError,
         StoreClosed,
@@ -70,7 +71,7 @@ _HOMES = {
         *("Contended", "CorruptEvent", "DataFolderVersion", "DatabaseUnsuitable", "EmbeddedServerError", "FilterError"),
         *("ForkedStore", "IdempotencyConflict", "InvalidMemory", "InvalidQuery", "KeyUnavailable", "MemfoldError"),
         *("MemoryForgotten", "MemoryNotFound", "SchemaTooNew", "SessionOwnerConflict", "SettingsError", "StoreClosed"),
-        *("StoreUnavailable", "VersionConflict", "EmbedderFailed", "EmbeddingTimeout", "ModelFileError"),
+        *("StoreUnavailable", "VersionConflict", "EmbedderFailed", "EmbeddingTimeout", "ModelFileError", "ScopeTooLarge"),
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -107,6 +108,7 @@ __all__ = [
     "Recollection",
     "Recollections",
     "SchemaTooNew",
+    "ScopeTooLarge",
     "SentenceTransformerEmbedder",
     "Session",
     "SessionOwnerConflict",

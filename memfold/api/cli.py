@@ -23,7 +23,7 @@ import msgspec
 import typer
 
 from memfold.errors import MemfoldError, MemoryForgotten, MemoryNotFound
-from memfold.model import UNSET
+from memfold.model import UNSET, Embedding
 from memfold.settings import Settings, environment
 from memfold.validation import LIMIT_MAX
 
@@ -184,9 +184,20 @@ def json_object(text: str) -> dict[str, Any]:
     return found
 
 
+def past(text: str) -> int | datetime:
+    """A position of the log, or a time."""
+    return int(text) if text.isascii() and text.isdecimal() else moment(text)
+
+
 class Direction(StrEnum):
     newest = "newest"
     oldest = "oldest"
+
+
+class Duplicates(StrEnum):
+    keep = "keep"
+    skip = "skip"
+    merge = "merge"
 
 
 class Clearable(StrEnum):
@@ -201,6 +212,14 @@ class Clearable(StrEnum):
 ISO = "ISO 8601, of this machine's time zone if it has no offset"
 ID = Annotated[str, typer.Argument(metavar="ID", help="The id of a memory.", show_default=False)]
 SESSION = Annotated[str, typer.Option(metavar="NAME", help="The session's name.", show_default=False)]
+SESSIONS = Annotated[
+    list[str] | None,
+    typer.Option("--session", metavar="NAME", help="A session; again for more. Default: all there are."),
+]
+USER_SCOPE = Annotated[str | None, typer.Option("--user", metavar="NAME", help="All sessions of this user.")]
+AS_OF = Annotated[
+    Any, typer.Option(parser=past, metavar="TIME|POSITION", help=f"As it stood then: a log position, or a time, {ISO}.")
+]
 ROLE = Annotated[str | None, typer.Option(metavar="NAME", help="Such as user or assistant.")]
 SPEAKER = Annotated[str | None, typer.Option(metavar="NAME", help="Who said it.")]
 CATEGORY = Annotated[str | None, typer.Option(metavar="NAME", help="Such as fact or preference.")]
@@ -256,6 +275,12 @@ def remember(
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="The same command again with this key answers the same and adds nothing.")
     ] = None,
+    duplicates: Annotated[
+        Duplicates, typer.Option(metavar="keep|skip|merge", help="What to do with what the session holds already.")
+    ] = Duplicates.keep,
+    duplicate_similarity: Annotated[
+        float, typer.Option(min=0, max=1, metavar="NUMBER", help="The least cosine of what counts as the same; 1: equal text.")
+    ] = 1.0,
 ) -> None:
     """Remember something.
 
@@ -275,6 +300,8 @@ def remember(
             metadata=metadata,
             occurred_at=occurred_at,
             idempotency_key=idempotency_key,
+            duplicates=duplicates.value,
+            duplicate_similarity=duplicate_similarity,
         )
     if call.as_json:
         call.show(memory)
@@ -297,7 +324,9 @@ def recall(
     call: Call,
     *,
     query: Annotated[str, typer.Argument(metavar="QUERY", show_default=False, help="What to look for, in plain words.")],
-    session: SESSION,
+    session: SESSIONS = None,
+    user: USER_SCOPE = None,
+    as_of: AS_OF = None,
     limit: LIMIT = 10,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, metavar="NUMBER", help="Only what answers at least this well, from 0 to 1.")
@@ -309,7 +338,15 @@ def recall(
     """Find what answers a question, best first."""
     with call.store() as store:
         found = store.recall(
-            query, session_id=session, limit=limit, min_score=min_score, where=where, before=before, after=after
+            query,
+            session_ids=session or None,
+            user_id=user,
+            as_of=as_of,
+            limit=limit,
+            min_score=min_score,
+            where=where,
+            before=before,
+            after=after,
         )
     call.show(found)
 
@@ -318,7 +355,9 @@ def recall(
 def find(
     call: Call,
     *,
-    session: SESSION,
+    session: SESSIONS = None,
+    user: USER_SCOPE = None,
+    as_of: AS_OF = None,
     where: WHERE = None,
     before: BEFORE = None,
     after: AFTER = None,
@@ -326,10 +365,12 @@ def find(
     limit: LIMIT = 100,
     cursor: CURSOR = None,
 ) -> None:
-    """List a session's memories in order of time."""
+    """List memories in order of time."""
     with call.store() as store:
         page = store.find(
-            session,
+            session_ids=session or None,
+            user_id=user,
+            as_of=as_of,
             where=where,
             before=before,
             after=after,
@@ -341,10 +382,10 @@ def find(
 
 
 @command
-def get(call: Call, memory_id: ID) -> None:
+def get(call: Call, memory_id: ID, as_of: AS_OF = None) -> None:
     """Show one memory, whole."""
     with call.store() as store:
-        memory = store.get(memory_id)
+        memory = store.get(memory_id, as_of=as_of)
     call.show(memory)
 
 
@@ -420,6 +461,9 @@ def import_(
         bool, typer.Option("--skip-invalid", help="Pass over lines that cannot be imported, and say which.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line; open no store.")] = False,
+    deferred: Annotated[
+        bool, typer.Option("--deferred", help="Embed by the quick static model first; the better one comes later.")
+    ] = False,
     embed: Annotated[bool, typer.Option("--embed", help="Also wait until everything is embedded.")] = False,
 ) -> None:
     """Remember chats from a file, one message a line.
@@ -435,7 +479,8 @@ def import_(
         raise typer.BadParameter("goes without --dry-run, which stores nothing", param_hint="--embed")
     quiet, failure = call.as_json, None
     with reading(file) as lines, nullcontext() if dry_run else call.store() as store:
-        importer = importing.Importer(store, session=session, user=user, skip_invalid=skip_invalid)
+        embedding: Embedding = "deferred" if deferred else "soon"
+        importer = importing.Importer(store, session=session, user=user, skip_invalid=skip_invalid, embedding=embedding)
         report = importer.report
         try:
             with rendering.progress("imported", "lines", size_of(lines), quiet=quiet) as look:
