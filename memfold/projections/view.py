@@ -295,7 +295,7 @@ class SessionView:
             age_days = np.array([(_micros(question.now) - row[1]) / 86_400e6 for row in rows], np.float32)
         return ranking.Evidence(
             similarities=similarities,
-            matches=self._words.match(asked_for(question.text), slots),
+            matches=self._words.weigh(asked_for(question.text), slots, np.concatenate([[-1], slots[:-1]])),
             named=self._places.named(plain_words(question.text), slots),
             importance=importance,
             age_days=age_days,
