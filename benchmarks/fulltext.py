@@ -46,10 +46,11 @@ def ours(contents: list[str]) -> Built:
     words = Words()
     for slot, text in enumerate(contents):
         words.add(slot, text)
+    words.settle()
     slots = np.arange(len(contents))
 
     def ask(query: str) -> object:
-        found = words.match(asked_for(query), slots)
+        found = words.weigh(asked_for(query), slots, slots - 1)
         return ranking.best(found.alone + found.paired, slots, 10, 0.0)
 
     return Built(held_bytes(vars(words), set()), ask)

@@ -50,8 +50,11 @@ class Rows:
         cosines = self._vectors @ self._embedder.encode([query])[0]
         meaning = 0.5 * np.clip(0.75 * cosines + 0.25 * before(cosines), 0, 1)
         counts = [np.array([row[word] for row in self._counts], float) for word in asked_for(query)]
-        alone = bm25(counts, self._lengths)
-        paired = bm25([each + before(each) for each in counts], self._lengths + before(self._lengths))
+        rarities = [rarity(each) for each in counts]
+        average = (self._lengths.sum() + 1300) / (len(self._lengths) + 100)
+        alone = bm25(counts, rarities, self._lengths / average)
+        both = [each + before(each) for each in counts]
+        paired = bm25(both, rarities, (self._lengths + before(self._lengths)) / (2 * average))
         weight = 0.6 * alone + 0.4 * paired
         own = meaning + 0.5 * weight / (weight + 10)
         asked = set(plain_words(query))
@@ -65,16 +68,17 @@ def before(values: Reals) -> Reals:
     return np.concatenate([[0.0], values[:-1]])
 
 
-def bm25(counts: Sequence[Reals], lengths: Reals) -> Reals:
-    """Okapi BM25 (k1 1.2, b 0.75), as if a hundred rows of thirteen other words went before."""
-    rows = len(lengths) + 100
-    average = (lengths.sum() + 1300) / rows
-    sums = np.zeros(len(lengths))
-    for each in counts:
-        holding = np.count_nonzero(each)
-        rarity = math.log(1 + (rows - holding + 0.5) / (holding + 0.5))
-        sums += rarity * each * 2.2 / (each + 1.2 * (0.25 + 0.75 * lengths / average))
-    return sums
+def rarity(counts: Reals) -> float:
+    """What a word is worth that stands so often in each row, as if a hundred rows without it went before."""
+    holding = np.count_nonzero(counts)
+    return math.log(1 + (len(counts) + 100 - holding + 0.5) / (holding + 0.5))
+
+
+def bm25(counts: Sequence[Reals], rarities: Sequence[float], lengths: Reals) -> Reals:
+    """Okapi BM25 (k1 1.2, b 0.75); lengths are shares of the average, to which a hundred rows of thirteen words count."""
+    norms = 1.2 * (0.25 + 0.75 * lengths)
+    weights = (worth * each * 2.2 / (each + norms) for each, worth in zip(counts, rarities, strict=True))
+    return np.asarray(sum(weights, np.zeros(len(lengths))))
 
 
 # -- filters ---------------------------------------------------------------------------------------------------------------

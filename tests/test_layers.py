@@ -33,7 +33,7 @@ DOORS = {
     "rich": {"api"},
     "sentence_transformers": {"embedding.py"},
     "sqlalchemy": {"eventstore/database.py", "eventstore/schema.py", "api/catalog.py"},
-    "Stemmer": {"projections/words.py"},
+    "Stemmer": {"projections/tokens.py"},
     "tokenizers": {"minilm.py"},
     "typer": {"api"},
     "click": {"api"},

@@ -1,85 +1,43 @@
-"""Full text in RAM: what a text's words are, and which rows hold how many of a query's words.
-
-A word is a run of letters and digits, in lower case, without accents, English ones stemmed (Porter 1980); a character of a
-script that is written without spaces is a word by itself. English stop words are neither kept nor asked for.
+"""Full text in RAM: which rows hold how many of a query's words, for 5 rows as for 1,000,000.
 
 `Words` weighs with Okapi BM25 (Robertson and Zaragoza 2009) over arrays. The weight of a turn read together with the turn
 before it needs no index of its own: its counts are the sums of theirs. So nothing has to be indexed anew when a turn
 between two others is changed or forgotten.
+
+What was added lately is kept as it came (`fresh.Fresh`), the rest sorted by words in a few segments (`postings.Segment`),
+each less than half of the one before it, which is kept up by merging the last of them (log-structured merge: O'Neil et al.
+1996). So a new row costs the same in a view of any size. What a word weighs depends on the texts that are here alone, to the
+last bit: not on how they came, nor on what else is asked for.
 """
 
-import re
-import threading
-import unicodedata
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 
-TERMS_MAX = 64  # a page of text as a query is told by its first words
+from memfold.projections.fresh import Fresh
+from memfold.projections.postings import Postings, Segment, Slots, merged
+from memfold.projections.tokens import STOP_WORDS, TERMS_MAX, asked_for, plain, plain_words, stemmer, words_of
+
+__all__ = [
+    "STOP_WORDS", "TERMS_MAX", "Floats", "Matches", "Slots", "Words", "asked_for", "plain", "plain_words", "stemmer", "words_of"
+]  # fmt: skip
 
 Floats = NDArray[np.float32]
-Slots = NDArray[np.int64]
-
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Thai, Lao, Burmese, Chinese, Japanese, Korean
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-_ACCENTS = re.compile("[\u0300-\u036f]")
-
-# Words that say nothing of what is looked for.
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """a about an and any are as at be been but by can could did do does for from had has have he her him
-        his how i if in into is it its me my of on or our s she so t than that the their them then there these
-        they this to us was we were what when where which who whom whose why will with would you your""",
-    )
-)
 
 K1, B = 1.2, 0.75
-STOP = -1
-COUNTS_AT_ONCE = 1_000_000  # of words times slots, 4 bytes each
+COUNTS_AT_ONCE = 2_000_000  # of words times slots, 4 bytes each
+FRESH_WORDS, FRESH_WORDS_MAX = 256, 16_384  # that stay as they came, at least and at most; between, a share of all:
+FRESH_SHARE = 1 / 16
+FOLDED_AT_ONCE = 1_000_000  # words, 8 bytes each
+BLOCK = 256
+FEW = 64  # times as many slots as are asked for: then each of these is looked up
 
 # BM25 calls a word worthless that stands in more than half of the rows, which in a session of three is nearly every word.
 # So every session counts as if it went on from a hundred earlier turns of ordinary length that say nothing anybody asks for.
 PRIOR_ROWS, PRIOR_WORDS = 100, 13
-
-_thread = threading.local()
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, in order, as they are indexed."""
-    words: list[str] = stemmer().stemWords(plain_words(text))
-    return words
-
-
-def stemmer() -> Any:
-    """This thread's stemmer: one is for one thread. It keeps no words, for they may be somebody's secrets."""
-    found = getattr(_thread, "stemmer", None)
-    if found is None:
-        found = _thread.stemmer = Stemmer.Stemmer("porter", 0)
-    return found
-
-
-def plain_words(text: str) -> list[str]:
-    """The words of a text, in order, unstemmed; stop words are left out."""
-    return [word for word in _WORD.findall(plain(text)) if word not in STOP_WORDS]
-
-
-def asked_for(query: str) -> list[str]:
-    """The distinct words of a query, in order, at most TERMS_MAX; none if it holds nothing but stop words."""
-    return list(dict.fromkeys(words_of(query)))[:TERMS_MAX]
-
-
-def plain(text: str) -> str:
-    """A text in lower case and without accents."""
-    text = text.lower()
-    if text.isascii():
-        return text
-    return unicodedata.normalize("NFKC", _ACCENTS.sub("", unicodedata.normalize("NFKD", text)))
 
 
 class Matches(NamedTuple):
@@ -89,157 +47,204 @@ class Matches(NamedTuple):
     paired: Floats
 
 
-class _Numbers(dict[str, int]):
-    """The number of the word that each way of writing it stands for; STOP for a stop word. Filled as it is asked."""
+class _Found(NamedTuple):
+    """A word that rows hold: in which slots and how often, in parts that share no slot; what each holding is worth at most."""
 
-    def __init__(self, words: dict[str, int], postings: "list[array[int]]") -> None:
-        super().__init__()
-        self._words = words
-        self._postings = postings
-
-    def __missing__(self, written: str) -> int:
-        number = STOP
-        if written not in STOP_WORDS:
-            number = self._words.setdefault(stemmer().stemWord(written), len(self._postings))
-            if number == len(self._postings):
-                self._postings.append(array("I"))
-        self[written] = number
-        return number
+    parts: list[Postings]
+    rarity: np.float32
 
 
 class Words:
     """The words of a view's rows, by slot. A slot is a place in the order of the stream; slots are given out rising."""
 
     def __init__(self) -> None:
-        self._words: dict[str, int] = {}  # each word's number, its place in:
-        self._postings: list[array[int]] = []  # the slots it stands in, rising, once for every time
-        self._numbers = _Numbers(self._words, self._postings)
-        self._lengths = array("I")
-        self._count = 0
+        self._fresh = Fresh()
+        self._segments: list[Segment] = []  # largest first
+        self._lengths = array("I", [0])  # of each slot, in words; the last is nobody's, for -1
+        self._rows = 0
+        self._total = 0
+
+    # -- folding -------------------------------------------------------------------------------------------------------
 
     def add(self, slot: int, text: str) -> None:
         """Index a text at a slot that holds none."""
-        numbers = [number for number in map(self._numbers.__getitem__, _WORD.findall(plain(text))) if number != STOP]
-        self._lengths.extend([0] * (slot + 1 - len(self._lengths)))
-        self._lengths[slot] = len(numbers)
-        postings = self._postings
-        for number in numbers:
-            slots = postings[number]
-            if not slots or slots[-1] <= slot:
-                slots.append(slot)
-            else:
-                slots.insert(bisect_right(slots, slot), slot)
-        self._count += len(numbers)
+        length = self._fresh.add(slot, text)
+        missing = slot + 2 - len(self._lengths)
+        if missing > 0:
+            self._lengths.frombytes(bytes(4 * missing))
+        self._lengths[slot] = length
+        self._rows += 1
+        self._total += length
+        if len(self._fresh) > FOLDED_AT_ONCE:
+            self._sort_fresh()
 
     def remove(self, slot: int, text: str) -> None:
-        """Take a text out again, as it was added."""
-        found = words_of(text)
-        for word in found:
-            slots = self._postings[self._words[word]]
-            del slots[bisect_left(slots, slot)]
+        """Take a text out again, as it was added. After `settle`, nothing tells that it ever stood here."""
+        if not self._fresh.remove(slot):
+            words = list(dict.fromkeys(words_of(text)))
+            _ = any(segment.remove(slot, words) for segment in reversed(self._segments))
+        self._rows -= 1
+        self._total -= self._lengths[slot]
         self._lengths[slot] = 0
-        self._count -= len(found)
-        unused = {word for word in found if not self._postings[self._words[word]]}
-        for word in unused:
-            del self._words[word]
-        if unused:
-            self._numbers.clear()  # nothing is to tell that they ever stood here
 
     def settle(self) -> None:
-        """After a fold: drop the ways of writing, a third of the RAM, which only quicken the next text of the same fold."""
-        self._numbers.clear()
+        """After a fold: keep nothing that only quickens the next text of the same fold, and sort what came if it is much."""
+        self._fresh.settle()
+        if any(2 * segment.gone > len(segment) for segment in self._segments):
+            self._segments = [merged([each]) if each.gone else each for each in self._segments if each.gone < len(each)]
+        if len(self._fresh) > max(FRESH_WORDS, min(FRESH_WORDS_MAX, int(FRESH_SHARE * self._total))):
+            self._sort_fresh()
+
+    def _sort_fresh(self) -> None:
+        self._segments.append(self._fresh.segment())
+        self._fresh = Fresh()
+        begin = merge_from([len(segment) for segment in self._segments])
+        if begin < len(self._segments) - 1:
+            self._segments[begin:] = [merged(self._segments[begin:])]
 
     def renumber(self, slots: Slots) -> None:
         """Keep these slots only (no other holds a text), numbered 0, 1, 2 … in their order."""
-        new = np.zeros(len(self._lengths), np.uint32)
-        new[slots] = np.arange(len(slots), dtype=np.uint32)
-        kept = [(word, self._postings[number]) for word, number in self._words.items()]
-        self._words = {word: number for number, (word, _) in enumerate(kept)}
-        self._postings = [array("I", new[np.frombuffer(slots, np.uint32)].tobytes()) for _, slots in kept]
-        self._numbers = _Numbers(self._words, self._postings)
-        self._lengths = array("I", np.frombuffer(self._lengths, np.uint32)[slots].tobytes()) if len(slots) else array("I")
+        kept = np.zeros(len(self._lengths), np.uint32)
+        kept[slots] = 1
+        new = (np.cumsum(kept) - kept).astype(np.uint32)
+        self._sort_fresh()
+        for segment in self._segments:
+            segment.renumber(new)
+        living = [segment for segment in self._segments if segment.gone < len(segment)]
+        self._segments = [merged(living)] if living else []
+        self._lengths = array("I", np.frombuffer(self._lengths, np.uint32)[slots].tobytes())
+        self._lengths.append(0)
 
-    def weigh(self, words, slots, before):
-        size = len(self._lengths)
-        L = np.frombuffer(self._lengths, np.uint32).astype(np.float32) if size else np.zeros(0, np.float32)
-        n = np.count_nonzero(L) + PRIOR_ROWS
-        avg = (float(L.sum(dtype=np.float64)) + PRIOR_WORDS * PRIOR_ROWS) / n
-        found = [self._postings[number] for word in words if (number := self._words.get(word)) is not None]
-        alone = np.zeros(len(slots), np.float32)
-        paired = alone.copy()
-        has = before >= 0
-        la = L[slots]
-        lp = la + np.where(has, L[before], 0).astype(np.float32)
-        for row in self._counts(found) if found else []:
-            df = np.count_nonzero(row)
-            idf = np.float32(np.log(1 + (n - df + 0.5) / (df + 0.5)) * (K1 + 1))
-            c = row[slots]
-            cp = c + np.where(has, row[before], 0).astype(np.float32)
-            alone += idf * (c / (c + np.float32(K1 * (1 - B)) + np.float32(K1 * B / avg) * la))
-            paired += idf * (cp / (cp + np.float32(K1 * (1 - B)) + np.float32(K1 * B / (2 * avg)) * lp))
-        return Matches(alone, paired)
+    # -- asking --------------------------------------------------------------------------------------------------------
 
-    def nearest(self, words, count):
-        slots = np.arange(len(self._lengths))
-        a = self.weigh(words, slots, np.full(len(slots), -1)).alone
-        o = np.argsort(-a, kind="stable")[:count]
-        return o[a[o] > 0]
+    def weigh(self, words: Sequence[str], slots: Slots, before: Slots) -> Matches:
+        """The BM25 weights of distinct words at distinct `slots`; `before` are those of the rows before them, -1 for none.
 
-    def match(self, words: Sequence[str], slots: Slots) -> Matches:
-        """The BM25 weights of the words in each of `slots`: all that hold a text, rising."""
-        lengths = np.frombuffer(self._lengths, np.uint32)[slots].astype(np.float32) if len(slots) else np.zeros(0, np.float32)
-        alone, paired = _Weights(lengths), _Weights(with_previous(lengths))
-        found = [self._postings[number] for word in words if (number := self._words.get(word)) is not None]
-        everything = len(slots) == len(self._lengths)
-        at_once = max(1, COUNTS_AT_ONCE // max(1, len(self._lengths)))
+        Costs some ten microseconds, and per word and slot a few nanoseconds if all slots are asked for, some ten if few are.
+        """
+        found, count = self._found(words), len(slots)
+        asked = np.concatenate([slots, before])
+        lengths = np.frombuffer(self._lengths, np.uint32)[asked].astype(np.float32)
+        norms = np.concatenate([self._norm(lengths[:count], 1), self._norm(lengths[:count] + lengths[count:], 2)])
+        sums = np.zeros(2 * count, np.float32)
+        at_once = max(1, COUNTS_AT_ONCE // len(self._lengths))
         for begin in range(0, len(found), at_once):
-            counts = self._counts(found[begin : begin + at_once])
-            counts = counts if everything else counts[:, slots]
-            alone.add(counts)
-            paired.add(with_previous(counts))
-        return Matches(alone.sums, paired.sums)
+            some = found[begin : begin + at_once]
+            counts = self._counts(some, asked)
+            counts[:, count:] += counts[:, :count]
+            for row, word in zip(counts / (counts + norms), some, strict=True):
+                sums += row * word.rarity  # one by one: the sum must not depend on how many there are at once
+        return Matches(sums[:count], sums[count:])
 
-    def _counts(self, found: Sequence["array[int]"]) -> Floats:
-        """How often each of some words stands in each slot: a row a word."""
-        size = len(self._lengths)
-        places = np.concatenate([np.frombuffer(postings, np.uint32) for postings in found]).astype(np.int64)
-        places += np.repeat(np.arange(len(found)) * size, [len(postings) for postings in found])
-        return np.bincount(places, minlength=len(found) * size).astype(np.float32).reshape(len(found), size)
+    def nearest(self, words: Sequence[str], count: int) -> Slots:
+        """The `count` slots in which distinct words weigh most, alone; best first, of equals the lower first.
+
+        Fewer if fewer hold any. Costs about 6 ns for each row that holds one of the words, and 0.5 ns a row of the view.
+        """
+        lengths = np.frombuffer(self._lengths, np.uint32)
+        sums = np.zeros(len(lengths), np.float32)
+        for word in self._found(words):
+            for slots, counts in word.parts:
+                at, often = slots.astype(np.intp), counts.astype(np.float32)
+                sums[at] += often / (often + self._norm(lengths[at].astype(np.float32), 1)) * word.rarity
+        return largest(sums, count)
+
+    def _found(self, words: Sequence[str]) -> list[_Found]:
+        """Where those of the words stand that any row holds, in the order of `words`."""
+        parts: list[list[Postings]] = [[] for _ in words]
+        holding = [0] * len(words)
+        for segment in self._segments:
+            for at, number in enumerate(segment.vocabulary.find(words)):
+                if number >= 0:
+                    parts[at].append(segment.postings(number))
+                    holding[at] += int(segment.holding[number])
+        for at, word in enumerate(words):
+            postings = self._fresh.postings(word)
+            if postings:
+                parts[at].append(postings)
+                holding[at] += len(postings[0])
+        return [_Found(each, self._rarity(count)) for each, count in zip(parts, holding, strict=True) if count]
+
+    def _rarity(self, holding: int) -> np.float32:
+        rows = self._rows + PRIOR_ROWS
+        return np.float32(np.log(1 + (rows - holding + 0.5) / (holding + 0.5)) * (K1 + 1))
+
+    def _norm(self, lengths: Floats, turns: int) -> Floats:
+        """What a count is compared with, in texts of these lengths, each of so many turns."""
+        average = turns * (self._total + PRIOR_WORDS * PRIOR_ROWS) / (self._rows + PRIOR_ROWS)
+        return np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths
+
+    def _counts(self, found: Sequence[_Found], asked: Slots) -> Floats:
+        """How often each of some words stands in each of the slots asked for, -1 holding none: a row a word."""
+        if len(self._lengths) > FEW * len(asked):
+            return _counts_of_few(found, asked)
+        counts = np.zeros((len(found), len(self._lengths)), np.float32)
+        for row, word in zip(counts, found, strict=True):
+            for slots, often in word.parts:
+                row[slots] = often
+        return counts.take(asked, axis=1)
+
+    # -- the whole -----------------------------------------------------------------------------------------------------
 
     def dump(self, slots: Slots) -> list[list[tuple[str, int]]]:
         """The words of every slot with their counts, for comparing two views."""
         found: dict[int, dict[str, int]] = {int(slot): {} for slot in slots}
-        for word, number in self._words.items():
-            for slot in self._postings[number]:
-                found[slot][word] = found[slot].get(word, 0) + 1
+        for word, (at, counts) in self._postings():
+            for slot, count in zip(at.tolist(), counts.tolist(), strict=True):
+                found[slot][word] = count
         return [sorted(words.items()) for words in found.values()]
+
+    def _postings(self) -> Iterator[tuple[str, Postings]]:
+        for segment in self._segments:
+            for number, word in enumerate(segment.vocabulary.words()):
+                if segment.holding[number]:
+                    yield word, segment.postings(number)
+        for word in self._fresh.words():
+            postings = self._fresh.postings(word)
+            if postings:
+                yield word, postings
 
     def size_bytes(self) -> int:
         """About how much RAM the index takes."""
-        return 4 * (self._count + len(self._lengths)) + 220 * len(self._postings)
+        return 4 * len(self._lengths) + self._fresh.size_bytes() + sum(segment.size_bytes() for segment in self._segments)
 
 
-class _Weights:
-    """BM25 over rows of these lengths, some words at a time."""
-
-    def __init__(self, lengths: Floats) -> None:
-        self._rows = len(lengths) + PRIOR_ROWS
-        average = (float(lengths.sum(dtype=np.float64)) + PRIOR_WORDS * PRIOR_ROWS) / self._rows
-        self._norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths
-        self.sums: Floats = np.zeros(len(lengths), np.float32)
-
-    def add(self, counts: Floats) -> None:
-        """Add what words weigh that stand `counts` times in each row; one row of `counts` a word."""
-        holding = np.count_nonzero(counts, axis=1)
-        rarity = np.log(1 + (self._rows - holding + 0.5) / (holding + 0.5)) * (K1 + 1)
-        weights = counts / (counts + self._norm)
-        weights *= rarity.astype(np.float32)[:, None]
-        for row in weights:  # one by one: the sum must not depend on how many there are at once
-            self.sums += row
+def merge_from(sizes: Sequence[int]) -> int:
+    """From which segment on to merge, so that each stays more than twice as large as all behind it."""
+    behind = sum(sizes)
+    for at, size in enumerate(sizes):
+        behind -= size
+        if 2 * behind >= size:
+            return at
+    return len(sizes)
 
 
-def with_previous(values: Floats) -> Floats:
-    """Each value plus the one before it in its row."""
-    sums = values.copy()
-    sums[..., 1:] += values[..., :-1]
-    return sums
+def _counts_of_few(found: Sequence[_Found], asked: Slots) -> Floats:
+    sought = asked.astype(np.uint32)
+    counts = np.zeros((len(found), len(asked)), np.float32)
+    for row, word in zip(counts, found, strict=True):
+        for slots, often in word.parts:
+            at = slots.searchsorted(sought)
+            at[at == len(slots)] = 0
+            hit = np.flatnonzero(slots[at] == sought)
+            row[hit] = often[at[hit]]
+    return counts
+
+
+def largest(values: Floats, count: int) -> Slots:
+    """Where the `count` largest values are that are above 0, largest first, of equals the lower place first."""
+    least = _exceeded_by(values, count)
+    at = np.flatnonzero(values >= least if least > 0 else values)
+    given = values[at]
+    if len(at) > count:
+        at = at[given >= np.partition(given, len(given) - count)[len(given) - count]]
+        given = values[at]
+    return at[np.argsort(-given, kind="stable")[:count]]
+
+
+def _exceeded_by(values: Floats, count: int) -> np.float32:
+    """A value that `count` others reach, as the largest of each block tell quickly; 0 if they do not."""
+    blocks = values[: len(values) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    if len(blocks) < count:
+        return np.float32(0)
+    return np.float32(np.partition(blocks.max(axis=1), len(blocks) - count)[len(blocks) - count])
