@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from memfold.model import (
         UNSET,
         Change,
+        Context,
         Erasure,
         Memory,
         NewMemory,
@@ -63,7 +64,7 @@ _HOMES = {
     "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
     "memfold.settings": ("Settings",),
     "memfold.model": (
-        *("UNSET", "Change", "Erasure", "Memory", "NewMemory", "Page", "Recollection", "Recollections"),
+        *("UNSET", "Change", "Context", "Erasure", "Memory", "NewMemory", "Page", "Recollection", "Recollections"),
         *("Session", "SessionPage", "Stats", "StoredEvent"),
     ),
     "memfold.errors": (
@@ -80,6 +81,7 @@ __all__ = [
     "AsyncMemoryStore",
     "Change",
     "Contended",
+    "Context",
     "CorruptEvent",
     "DataFolderVersion",
     "DatabaseUnsuitable",
