@@ -63,6 +63,7 @@ def small(request, monkeypatch):
     monkeypatch.setattr(words, "FRESH_WORDS", 6)
     monkeypatch.setattr(words, "FOLDED_AT_ONCE", 40)
     monkeypatch.setattr(words, "COUNTS_AT_ONCE", 60)
+    monkeypatch.setattr(words, "SMALL", 4)
     monkeypatch.setattr(words, "BLOCK", 2)
     monkeypatch.setattr(words, "MANY", 5)
     monkeypatch.setattr(words, "FEW", request.param)
@@ -191,10 +192,12 @@ def test_the_largest_values_are_found_lower_places_first(count):
     assert words.largest(values, count).tolist() == expected
 
 
-@pytest.mark.parametrize("sizes", [[], [5], [100, 20, 4], [100, 20, 10], [100, 60], [3, 1, 2]])
-def test_segments_stay_more_than_twice_as_large_as_all_behind_them(sizes):
+@pytest.mark.parametrize("sizes", [[], [5], [100, 70, 20, 4], [100, 60, 40], [100, 20, 90], [3, 1, 2], [100, 6, 4], [8, 1]])
+def test_segments_stay_larger_than_all_behind_them_and_the_small_ones_are_one(sizes, monkeypatch):
+    monkeypatch.setattr(words, "SMALL", 10)
     begin = words.merge_from(sizes)
 
     left = [*sizes[:begin], sum(sizes[begin:])] if begin < len(sizes) else sizes
-    assert all(size > 2 * sum(left[at + 1 :]) for at, size in enumerate(left))
-    assert begin == len(sizes) or begin == 0 or sizes[begin - 1] > 2 * sum(sizes[begin:])
+    assert all(size > sum(left[at + 1 :]) for at, size in enumerate(left))
+    assert sum(size <= 10 for size in left) <= 1
+    assert begin == len(sizes) or begin == 0 or sizes[begin - 1] > max(10, sum(sizes[begin:]))

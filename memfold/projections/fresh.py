@@ -20,14 +20,15 @@ class _Numbers(dict[str, int]):
     """The number of the word that each way of writing it stands for; STOP for a stop word. Filled as it is asked."""
 
     def __init__(self, words: dict[str, int], last: int) -> None:
-        super().__init__(dict.fromkeys(STOP_WORDS, STOP))
+        super().__init__()
         self._words = words
-        self._stem = stemmer().stemWord
         self.last = last
 
     def __missing__(self, written: str) -> int:
-        number = self._words.setdefault(self._stem(written), self.last + 1)
-        self.last = max(self.last, number)
+        number = STOP
+        if written not in STOP_WORDS:
+            number = self._words.setdefault(stemmer().stemWord(written), self.last + 1)
+            self.last = max(self.last, number)
         self[written] = number
         return number
 
@@ -102,4 +103,4 @@ class Fresh:
 
     def size_bytes(self) -> int:
         """About how much RAM it takes."""
-        return 8 * len(self._tokens) + 200 * len(self._texts) + 170 * len(self._words) + 6_000
+        return 8 * len(self._tokens) + 200 * len(self._texts) + 170 * len(self._words)

@@ -74,12 +74,11 @@ class Vocabulary:
 class Segment:
     """The postings of some rows. Where a row was taken out, its place in a word's postings repeats its neighbour's."""
 
-    def __init__(self, vocabulary: Vocabulary, numbers: NDArray[np.integer], slots: Slots, counts: Slots) -> None:
-        """Of the words `numbers`, rising, what slots hold each, rising, and how often."""
+    def __init__(self, vocabulary: Vocabulary, holding: Slots, slots: Slots, counts: Slots) -> None:
+        """Of each word how many slots hold it; then word for word the slots, rising, and how often."""
         self.vocabulary = vocabulary
-        bounds = np.flatnonzero(np.diff(numbers, prepend=-1, append=len(vocabulary)))
-        self.begins = bounds.astype(np.uint32)
-        self.holding = np.diff(bounds).astype(np.uint32)  # how many slots hold each word
+        self.holding = holding.astype(np.uint32)
+        self.begins = np.concatenate([[0], np.cumsum(holding)]).astype(np.uint32)
         self.slots = slots.astype(np.uint32)
         self.counts = counts.astype(np.min_scalar_type(int(counts.max(initial=1))))
         self.gone = 0  # postings that repeat a neighbour's
@@ -151,15 +150,25 @@ def segment_of(words: Sequence[str], numbers: Numbers, slots: Numbers) -> Segmen
     new = np.zeros(len(words), np.int64)
     new[used] = ranks
     bits = int(slots.max(initial=0)).bit_length()
-    keys, counts = counted(new[numbers] << bits | slots)
-    return Segment(vocabulary, keys >> bits, keys & ((1 << bits) - 1), counts)
+    keys = new[numbers]
+    keys <<= bits
+    keys |= slots
+    keys, counts = counted(keys)
+    return Segment(vocabulary, np.bincount(keys >> bits), keys & ((1 << bits) - 1), counts)
 
 
 def counted(keys: Slots) -> tuple[Slots, Slots]:
-    """The distinct ones of some numbers, rising, and how often each is there."""
+    """The distinct ones of some numbers, rising, and how often each is there. Sorts `keys`."""
     keys.sort()
-    at = np.flatnonzero(np.diff(keys, prepend=-1))
-    return keys[at], np.diff(at, append=len(keys))
+    first = distinct(keys)
+    return keys[first], np.diff(np.flatnonzero(first), append=len(keys))
+
+
+def distinct(keys: Slots) -> NDArray[np.bool_]:
+    """Which of some rising numbers are not the same as the one before."""
+    first = np.ones(len(keys), np.bool_)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return first
 
 
 def merged(segments: Sequence[Segment]) -> Segment:
@@ -170,20 +179,20 @@ def merged(segments: Sequence[Segment]) -> Segment:
     living = [list(compress(segment.vocabulary.words(), segment.holding.tolist())) for segment in segments]
     positions = {word: at for at, word in enumerate(dict.fromkeys(chain.from_iterable(living)))}
     vocabulary, ranks = vocabulary_of(list(positions))
+    numbers = [ranks[np.fromiter(map(positions.__getitem__, words), np.int64, len(words))] for words in living]
+    holding = np.zeros(len(ranks), np.int64)
+    for segment, new in zip(segments, numbers, strict=True):
+        holding[new] += segment.holding[segment.holding > 0]
     count_bits = max(int(segment.counts.max(initial=0)).bit_length() for segment in segments)
     slot_bits = max(max(segment.last, 0).bit_length() for segment in segments)
-    keys = np.concatenate(
-        [
-            _keys(segment, ranks[np.fromiter(map(positions.__getitem__, words), np.int64, len(words))], slot_bits, count_bits)
-            for segment, words in zip(segments, living, strict=True)
-        ]
-    )
+    keys = np.concatenate([_keys(*each, slot_bits, count_bits) for each in zip(segments, numbers, strict=True)])
     keys.sort(kind="stable")
     if any(segment.gone for segment in segments):
-        keys = keys[np.flatnonzero(np.diff(keys, prepend=-1))]
+        keys = keys[distinct(keys)]
     counts = keys & ((1 << count_bits) - 1)
     keys >>= count_bits
-    return Segment(vocabulary, keys >> slot_bits, keys & ((1 << slot_bits) - 1), counts)
+    keys &= (1 << slot_bits) - 1
+    return Segment(vocabulary, holding, keys, counts)
 
 
 def _keys(segment: Segment, numbers: Slots, slot_bits: int, count_bits: int) -> Slots:

@@ -5,7 +5,7 @@ before it needs no index of its own: its counts are the sums of theirs. So nothi
 between two others is changed or forgotten.
 
 What was added lately is kept as it came (`fresh.Fresh`), the rest sorted by words in a few segments (`postings.Segment`),
-each less than half of the one before it, which is kept up by merging the last of them (log-structured merge: O'Neil et al.
+each larger than all behind it, which is kept up by merging the last of them (log-structured merge: O'Neil et al.
 1996). So a new row costs the same in a view of any size. What a word weighs depends on the texts that are here alone, to the
 last bit: not on how they came, nor on what else is asked for.
 """
@@ -33,6 +33,7 @@ COUNTS_AT_ONCE = 2_000_000  # of words times slots, 4 bytes each
 FRESH_WORDS, FRESH_WORDS_MAX = 256, 16_384  # that stay as they came, at least and at most; between, a share of all:
 FRESH_SHARE = 1 / 16
 FOLDED_AT_ONCE = 1_000_000  # words, 8 bytes each
+SMALL = 100_000  # postings, which are merged in milliseconds
 BLOCK = 256
 MANY = 1_000  # slots asked for: then those without any of the words are left out first
 FEW = 64  # times as many slots as are asked for: then each of these is looked up
@@ -84,7 +85,9 @@ class Words:
         """Take a text out again, as it was added. After `settle`, nothing tells that it ever stood here."""
         if not self._fresh.remove(slot):
             words = list(dict.fromkeys(words_of(text)))
-            _ = any(segment.remove(slot, words) for segment in reversed(self._segments))
+            for segment in reversed(self._segments):
+                if segment.remove(slot, words):
+                    break
         self._rows -= 1
         self._total -= self._lengths[slot]
         self._lengths[slot] = 0
@@ -126,7 +129,7 @@ class Words:
         """
         matches = Matches(np.zeros(len(slots), np.float32), np.zeros(len(slots), np.float32))
         found = self._found(words)
-        if len(slots) > MANY and len(self._lengths) <= FEW * len(slots):
+        if len(slots) > MANY and not self._few(slots):
             at = self._holding(found, slots, before)
             matches.alone[at], matches.paired[at] = self._weigh(found, slots[at], before[at])
             return matches
@@ -137,7 +140,7 @@ class Words:
         lengths = np.frombuffer(self._lengths, np.uint32)[asked].astype(np.float32)
         norms = np.concatenate([self._norm(lengths[:count], 1), self._norm(lengths[:count] + lengths[count:], 2)])
         sums = np.zeros(2 * count, np.float32)
-        at_once = max(1, COUNTS_AT_ONCE // len(self._lengths))
+        at_once = 1 + COUNTS_AT_ONCE // (1 + len(asked) if self._few(asked) else len(self._lengths))
         for begin in range(0, len(found), at_once):
             some = found[begin : begin + at_once]
             counts = self._counts(some, asked)
@@ -186,9 +189,13 @@ class Words:
         average = turns * (self._total + PRIOR_WORDS * PRIOR_ROWS) / (self._rows + PRIOR_ROWS)
         return np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths
 
+    def _few(self, asked: Slots) -> bool:
+        """Whether looking up each slot asked for is quicker than going through all."""
+        return len(self._lengths) > FEW * len(asked)
+
     def _counts(self, found: Sequence[_Found], asked: Slots) -> Floats:
         """How often each of some words stands in each of the slots asked for, -1 holding none: a row a word."""
-        if len(self._lengths) > FEW * len(asked):
+        if self._few(asked):
             return _counts_of_few(found, asked)
         counts = np.zeros((len(found), len(self._lengths)), np.float32)
         for row, word in zip(counts, found, strict=True):
@@ -220,11 +227,11 @@ class Words:
 
 
 def merge_from(sizes: Sequence[int]) -> int:
-    """From which segment on to merge, so that each stays more than twice as large as all behind it."""
+    """From which segment on to merge, so that each stays larger than all behind it, and the small ones are one."""
     behind = sum(sizes)
     for at, size in enumerate(sizes):
         behind -= size
-        if 2 * behind >= size:
+        if behind >= size or behind + size <= SMALL:
             return at
     return len(sizes)
 
