@@ -55,8 +55,8 @@ class Search:
 
         With a vector, no row of the view may lack one of that model.
         """
-        what = (question.model, question.preferences, where, limit, min_score)
-        key = self._known_by(question.text, repr(what))
+        # The condition's parts, because its own repr does not show the values.
+        key = self._known_by(question.text, repr((question.model, question.preferences, *where, limit, min_score)))
         found = None if question.preferences.recency else view.found_before.get(key)
         self.rate.count(hit=found is not None)
         if found is None:
