@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from memfold.model import (
         UNSET,
         Change,
+        Context,
         Erasure,
         Memory,
         NewMemory,
@@ -64,7 +65,7 @@ _HOMES = {
     "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
     "memfold.settings": ("Settings",),
     "memfold.model": (
-        *("UNSET", "Change", "Erasure", "Memory", "NewMemory", "Page", "Recollection", "Recollections"),
+        *("UNSET", "Change", "Context", "Erasure", "Memory", "NewMemory", "Page", "Recollection", "Recollections"),
         *("Session", "SessionPage", "Stats", "StoredEvent"),
     ),
     "memfold.errors": (
@@ -81,6 +82,7 @@ __all__ = [
     "AsyncMemoryStore",
     "Change",
     "Contended",
+    "Context",
     "CorruptEvent",
     "DataFolderVersion",
     "DatabaseUnsuitable",

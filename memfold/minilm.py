@@ -137,6 +137,57 @@ class StaticEmbedder(_Lazy):
         return tokenizer, embeddings, tokenizer.token_to_id(UNKNOWN)
 
 
+class WordPieceCounter(_Lazy):
+    """Counts tokens by the vocabulary of all-MiniLM-L6-v2 (BERT's, for English), never fewer than a text is worth.
+
+    A piece the vocabulary knows is one token, so is a line break, and so is every byte of what it does not know: one "unknown"
+    for a whole word of another script, or for a long run without spaces, would promise too much room. The tokens of a text
+    are those of its lines, and of the breaks between them.
+    """
+
+    def __init__(self, folder: Path = MODELS / "minilm") -> None:
+        super().__init__(folder)
+
+    def __call__(self, text: str) -> int:
+        """How many tokens a text has.
+
+        Raises:
+            ModelFileError: a file of the tokenizer is missing or not the one that was shipped.
+        """
+        lines = text.split("\n")
+        return sum(self.of_lines(lines)) + len(lines) - 1
+
+    def of_lines(self, lines: Sequence[str]) -> list[int]:
+        """How many tokens each line has, its break not among them.
+
+        Raises: as a call.
+        """
+        tokenizer, unknown = self._ready()
+        encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        return [
+            len(encoding) if line.isascii() and line.isprintable() and unknown not in encoding.ids else self._with_bytes(line)
+            for line, encoding in zip(lines, encodings, strict=True)
+        ]
+
+    def _with_bytes(self, text: str) -> int:
+        """The known pieces of a text, and the bytes of everything else in it but white space."""
+        tokenizer, unknown = self._ready()
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        spans = [span for span, piece in zip(encoding.offsets, encoding.ids, strict=True) if piece != unknown]
+        rest, end = [], 0
+        for begin, stop in spans:
+            rest.append(text[end:begin])
+            end = max(end, stop)
+        rest.append(text[end:])
+        return len(spans) + len("".join("".join(rest).split()).encode())
+
+    def _load(self) -> Any:
+        tokenizer = _tokenizer(self._file("tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer, tokenizer.token_to_id(UNKNOWN)
+
+
 @cache
 def default_embedder() -> Embedder:
     """The embedder of a store that was given none: one in this process, loaded by its first text."""
@@ -149,10 +200,17 @@ def static_embedder() -> Embedder:
     return StaticEmbedder()
 
 
+@cache
+def default_count_tokens() -> WordPieceCounter:
+    """The tokenizer of a store that was given none: one in this process, loaded by its first text."""
+    return WordPieceCounter()
+
+
 def _begin_anew() -> None:
     """In a forked child: a lock that another thread held stays locked for ever, and so would the model behind it."""
     default_embedder.cache_clear()
     static_embedder.cache_clear()
+    default_count_tokens.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -97,6 +97,30 @@ class Recollections(list[Recollection]):
         self.withheld = withheld
 
 
+class Context(Discreet, frozen=True, kw_only=True):
+    """The part of memory that goes into a prompt. `str(context)` is its text, as it goes in; empty if nothing was found.
+
+    `tokens` is how many `text` has, never more than `max_tokens`. `memory_ids` are the memories in it, in reading order;
+    `groups` holds them by group, in the order of the text. `too_long` are found memories that would not fit even alone.
+    `position`, `model` and `withheld` are as in `Recollections`.
+    """
+
+    shown = ("tokens", "max_tokens", "position", "model")
+
+    text: str
+    tokens: int
+    max_tokens: int
+    memory_ids: tuple[str, ...]
+    groups: dict[str, tuple[Memory, ...]]
+    too_long: tuple[str, ...]
+    position: int
+    model: str | None
+    withheld: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Page(Discreet, frozen=True, kw_only=True):
     """Some memories and where to go on: hand `cursor` to the next `find`; None at the end.
 
@@ -221,6 +245,7 @@ __all__ = [
     "UNSET",
     "Change",
     "ChangeType",
+    "Context",
     "Discreet",
     "Embedding",
     "Erasure",

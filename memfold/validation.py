@@ -232,6 +232,13 @@ def limit(value: object) -> int:
     return value
 
 
+def max_tokens(value: object) -> int:
+    """How many tokens a context may have."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidQuery("max_tokens", "must be a whole number of 1 or more")
+    return value
+
+
 def bound(field: str, value: object) -> datetime | None:
     """A `before` or `after`."""
     try:

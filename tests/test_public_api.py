@@ -12,7 +12,7 @@ from memfold import AsyncMemoryStore, MemoryStore, errors
 
 VERBS = [
     *("remember", "remember_many", "update", "forget", "forget_session", "forget_user", "forget_where"),
-    *("get", "find", "count", "recall", "history", "sessions", "stats", "events", "flush", "close"),
+    *("get", "find", "count", "recall", "context", "history", "sessions", "stats", "events", "flush", "close"),
 ]
 
 

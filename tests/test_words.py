@@ -63,7 +63,9 @@ def small(request, monkeypatch):
     monkeypatch.setattr(words, "FRESH_WORDS", 6)
     monkeypatch.setattr(words, "FOLDED_AT_ONCE", 40)
     monkeypatch.setattr(words, "COUNTS_AT_ONCE", 60)
+    monkeypatch.setattr(words, "SMALL", 4)
     monkeypatch.setattr(words, "BLOCK", 2)
+    monkeypatch.setattr(words, "MANY", 5)
     monkeypatch.setattr(words, "FEW", request.param)
     monkeypatch.setattr(postings, "_HASH", 0x1)
 
@@ -147,13 +149,16 @@ def test_no_trace_of_a_word_is_left_when_the_last_row_that_holds_it_goes(also, s
 def test_the_hash_of_a_word_goes_with_it():
     vocabulary, _ = postings.vocabulary_of([f"word{number}" for number in range(50)])
     ordered = vocabulary.words()
-    for number in (7, 8, 6, 0, 49, 20):
+    erased = (7, 8, 6, 0, 49, 20)
+    for number in erased:
         vocabulary.erase(number)
 
-    gone = {hash(ordered[number]) & 0xFFFFFFFF for number in (7, 8, 6, 0, 49, 20)}
-    assert gone.isdisjoint(vocabulary._hashes.tolist())
-    assert (np.diff(vocabulary._hashes.astype(np.int64)) >= 0).all()
-    assert vocabulary.find(ordered) == [-1 if number in (7, 8, 6, 0, 49, 20) else number for number in range(50)]
+    hashes = vocabulary._hashes.tolist()
+    assert not {hash(ordered[number]) & 0xFFFFFFFF for number in erased} & set(hashes)
+    assert hashes == sorted(hashes)
+    assert [vocabulary.find(word) for word in ordered] == [
+        -1 if number in (7, 8, 6, 0, 49, 20) else number for number in range(50)
+    ]
 
 
 def test_what_was_said_of_a_row_that_is_gone_cannot_be_read_from_the_words_that_others_share():
@@ -187,10 +192,12 @@ def test_the_largest_values_are_found_lower_places_first(count):
     assert words.largest(values, count).tolist() == expected
 
 
-@pytest.mark.parametrize("sizes", [[], [5], [100, 20, 4], [100, 20, 10], [100, 60], [3, 1, 2]])
-def test_segments_stay_more_than_twice_as_large_as_all_behind_them(sizes):
+@pytest.mark.parametrize("sizes", [[], [5], [100, 70, 20, 4], [100, 60, 40], [100, 20, 90], [3, 1, 2], [100, 6, 4], [8, 1]])
+def test_segments_stay_larger_than_all_behind_them_and_the_small_ones_are_one(sizes, monkeypatch):
+    monkeypatch.setattr(words, "SMALL", 10)
     begin = words.merge_from(sizes)
 
     left = [*sizes[:begin], sum(sizes[begin:])] if begin < len(sizes) else sizes
-    assert all(size > 2 * sum(left[at + 1 :]) for at, size in enumerate(left))
-    assert begin == len(sizes) or begin == 0 or sizes[begin - 1] > 2 * sum(sizes[begin:])
+    assert all(size > sum(left[at + 1 :]) for at, size in enumerate(left))
+    assert sum(size <= 10 for size in left) <= 1
+    assert begin == len(sizes) or begin == 0 or sizes[begin - 1] > max(10, sum(sizes[begin:]))

@@ -16,6 +16,7 @@ from memfold.api.opening import MasterKey, Target
 from memfold.api.store import MemoryStore, utc_now
 from memfold.embedding import Embedder
 from memfold.model import StoredEvent
+from memfold.projections.counting import CountTokens
 from memfold.settings import Settings
 
 P = ParamSpec("P")
@@ -50,9 +51,10 @@ class AsyncMemoryStore:
         settings: Settings | None = None,
         clock: Callable[[], datetime] = utc_now,
         embedder: Embedder | None = None,
+        count_tokens: CountTokens | None = None,
     ) -> None:
         options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
-        self._store = MemoryStore(target, settings=settings, **options)
+        self._store = MemoryStore(target, settings=settings, count_tokens=count_tokens, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 
     def __repr__(self) -> str:
@@ -85,6 +87,7 @@ class AsyncMemoryStore:
     find = _forward(MemoryStore.find)
     count = _forward(MemoryStore.count)
     recall = _forward(MemoryStore.recall)
+    context = _forward(MemoryStore.context)
     history = _forward(MemoryStore.history)
     sessions = _forward(MemoryStore.sessions)
     stats = _forward(MemoryStore.stats)

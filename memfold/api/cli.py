@@ -352,6 +352,39 @@ def recall(
 
 
 @command
+def context(
+    call: Call,
+    *,
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", show_default=False, help="What the prompt is about, in plain words.")
+    ],
+    session: SESSIONS = None,
+    user: USER_SCOPE = None,
+    as_of: AS_OF = None,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many tokens at most.")] = 2_000,
+    where: WHERE = None,
+    before: BEFORE = None,
+    after: AFTER = None,
+) -> None:
+    """Print what of memory goes into a prompt."""
+    with call.store() as store:
+        found = store.context(
+            query,
+            session_ids=session or None,
+            user_id=user,
+            as_of=as_of,
+            max_tokens=max_tokens,
+            where=where,
+            before=before,
+            after=after,
+        )
+    if call.as_json:
+        call.show(found)
+    else:
+        typer.echo(found.text)
+
+
+@command
 def find(
     call: Call,
     *,

@@ -27,6 +27,7 @@ from memfold.minilm import default_embedder, static_embedder
 from memfold.model import (
     UNSET,
     Change,
+    Context,
     Embedding,
     Erasure,
     Memory,
@@ -42,6 +43,7 @@ from memfold.model import (
 )
 from memfold.projections import lookup
 from memfold.projections.caching import QueryVectors
+from memfold.projections.counting import CountTokens, TokenCounter
 from memfold.projections.duplicates import Duplicates
 from memfold.projections.embeddings import Embeddings
 from memfold.projections.filters import Condition, compile_filter, is_empty
@@ -87,7 +89,8 @@ class MemoryStore:
     `tenant` keeps customers apart: nothing of one is visible to another. `master_key` is 32 bytes in base64url, or a
     `KeyService`; it defaults to `MEMFOLD_MASTER_KEY`, and for an embedded store to the file `master.key` in its folder.
     `clock` returns the current time as an aware datetime. `embedder` makes the vectors that recall by meaning compares; it
-    defaults to the MiniLM model that comes with memfold. Safe to use from many threads; not across a fork.
+    defaults to the MiniLM model that comes with memfold. `count_tokens` says how many tokens a text has, for `context`; it
+    defaults to the tokenizer that comes with memfold. Safe to use from many threads; not across a fork.
 
     Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
     """
@@ -101,9 +104,11 @@ class MemoryStore:
         settings: Settings | None = None,
         clock: Callable[[], datetime] = utc_now,
         embedder: Embedder | None = None,
+        count_tokens: CountTokens | None = None,
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
+        self._counter = TokenCounter(count_tokens)
         encoder = Encoder(default_embedder() if embedder is None else embedder)
         self._pid = os.getpid()
         self._closed = True
@@ -497,6 +502,43 @@ class MemoryStore:
             validation.wait(wait_s),
         )
         return self._recaller.recall(asked)
+
+    def context(
+        self,
+        query: str,
+        *,
+        session_id: str | None = None,
+        session_ids: Iterable[str] | None = None,
+        user_id: str | None = None,
+        as_of: AsOf | None = None,
+        max_tokens: int = 2_000,
+        min_score: float = 0.0,
+        where: Where | None = None,
+        before: datetime | None = None,
+        after: datetime | None = None,
+        wait_s: float = 10.0,
+    ) -> Context:
+        """The memories that answer `query` best, laid out to go into a prompt, in at most `max_tokens` tokens.
+
+        They are grouped (preferences, facts, summaries, conversation), in order of time, each turn with the one it cannot be
+        understood without, and fenced so that whatever they say reads as data. `str(context)` is the text; tokens are counted
+        by the store's `count_tokens`. The other arguments are those of `recall`.
+
+        Raises: as `recall`;
+            InvalidQuery: not even one memory fits; it says how many tokens the shortest needs.
+            SettingsError: `count_tokens` fails.
+        """
+        self._check()
+        max_tokens = validation.max_tokens(max_tokens)
+        asked = Asked(
+            validation.query(query),
+            self._scope(session_id, session_ids, user_id, as_of),
+            self._restriction(where, before, after),
+            0,
+            validation.score(min_score),
+            validation.wait(wait_s),
+        )
+        return self._recaller.context(asked, max_tokens, self._counter.for_one_text())
 
     def history(self, memory_id: str) -> list[Change]:
         """Every version of a memory, first to last; of a forgotten one the changes without content.

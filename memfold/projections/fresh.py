@@ -5,11 +5,12 @@ lets only a few thousand stay between folds.
 """
 
 from array import array
-from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from memfold.projections.postings import Postings, Segment, segment_of
+from memfold.projections.postings import Postings, Segment, counted, segment_of
 from memfold.projections.tokens import STOP_WORDS, stemmer, written_words
 
 STOP = 0  # the number of every stop word, and of what was taken out
@@ -19,14 +20,15 @@ class _Numbers(dict[str, int]):
     """The number of the word that each way of writing it stands for; STOP for a stop word. Filled as it is asked."""
 
     def __init__(self, words: dict[str, int], last: int) -> None:
-        super().__init__(dict.fromkeys(STOP_WORDS, STOP))
+        super().__init__()
         self._words = words
-        self._stem = stemmer().stemWord
         self.last = last
 
     def __missing__(self, written: str) -> int:
-        number = self._words.setdefault(self._stem(written), self.last + 1)
-        self.last = max(self.last, number)
+        number = STOP
+        if written not in STOP_WORDS:
+            number = self._words.setdefault(stemmer().stemWord(written), self.last + 1)
+            self.last = max(self.last, number)
         self[written] = number
         return number
 
@@ -71,15 +73,20 @@ class Fresh:
             self._removed = False
         self._numbers = _Numbers(self._words, self._numbers.last)
 
-    def postings(self, word: str) -> Postings | None:
-        """The slots that hold a word, and how often; None if none does."""
-        number = self._words.get(word)
-        if number is None:
-            return None
-        at = np.flatnonzero(np.frombuffer(self._tokens, np.uint32) == number)
-        counted = Counter(np.frombuffer(self._slots, np.uint32)[at].tolist())
-        slots = sorted(counted)
-        return np.array(slots, np.uint32), np.array([counted[slot] for slot in slots], np.uint32)
+    def postings(self, words: Sequence[str]) -> list[Postings | None]:
+        """Of each of some distinct words the slots that hold it; None if none does."""
+        numbers = [self._words.get(word, STOP) for word in words]
+        if not any(numbers):
+            return [None] * len(words)
+        places = np.zeros(self._numbers.last + 1, np.int64)  # of each word, from 1, among those asked for
+        places[numbers] = np.arange(1, len(words) + 1)
+        places[STOP] = 0
+        found = places[np.frombuffer(self._tokens, np.uint32)]
+        at = np.flatnonzero(found)
+        keys, counts = counted(found[at] << 32 | np.frombuffer(self._slots, np.uint32)[at])
+        slots = keys.astype(np.uint32)
+        bounds = pairwise(np.searchsorted(keys, np.arange(1, len(words) + 2) << 32).tolist())
+        return [Postings(slots[begin:end], counts[begin:end], end - begin) if begin < end else None for begin, end in bounds]
 
     def words(self) -> list[str]:
         """The words that are here."""
@@ -96,4 +103,4 @@ class Fresh:
 
     def size_bytes(self) -> int:
         """About how much RAM it takes."""
-        return 8 * len(self._tokens) + 200 * len(self._texts) + 170 * len(self._words) + 6_000
+        return 8 * len(self._tokens) + 200 * len(self._texts) + 170 * len(self._words)

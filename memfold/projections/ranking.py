@@ -2,8 +2,8 @@
 
 The fixed mix: half the meaning (cosine; of the row, and a quarter of the row before it), half the words (BM25; of the row,
 and of the row together with the one before it), then a share of the neighbours' own scores, and a bonus for the rows of a
-speaker whom the query names. A turn of a conversation is often understood only by the turns around it: an answer does not
-repeat the words of its question.
+speaker whom the query names, and for those that occurred when it says. A turn of a conversation is often understood only by
+the turns around it: an answer does not repeat the words of its question.
 
 Nothing here depends on the other answers to the same query, so a score means the same for every query. A BM25 weight has no
 upper end, so it counts as w / (w + HALF); the sum of all, m, becomes 1 - exp(-m), in [0, 1): the more is known already, the
@@ -23,6 +23,7 @@ MEANING, MEANING_BEFORE = 0.5, 0.25
 WORDS, WORDS_PAIRED, HALF = 0.5, 0.4, 10.0
 BEFORE, AFTER = 0.2, 0.25
 NAMED = 0.2
+WHEN = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Evidence(NamedTuple):
     """What is known of some rows: one value a row.
 
     `before` and `after` are the places of each row's neighbours in its session, -1 where there is none. `similarities` are
-    cosines with the query; None if there is no vector to ask with. `named` says whose speaker the query names. `importance`
-    is in [0, 1], `age_days` is how long ago it occurred.
+    cosines with the query; None if there is no vector to ask with. `named` says whose speaker the query names. `when` is how
+    well it fits the times that the query speaks of, in [0, 1]; None if it speaks of none. `importance` is in [0, 1], `age_days`
+    is how long ago it occurred.
     """
 
     before: Slots
@@ -50,6 +52,7 @@ class Evidence(NamedTuple):
     similarities: Floats | None
     matches: Matches
     named: NDArray[np.bool_]
+    when: Floats | None
     importance: Floats
     age_days: Floats
 
@@ -80,6 +83,8 @@ def score(evidence: Evidence, preferences: Preferences) -> Scores:
         "neighbours": np.float32(BEFORE) * at(own, before) + np.float32(AFTER) * at(own, after),
         "speaker": np.float32(NAMED) * evidence.named,
     }
+    if evidence.when is not None:
+        parts["time"] = np.float32(WHEN) * evidence.when
     if preferences.importance:
         parts["importance"] = np.float32(preferences.importance) * evidence.importance
     if preferences.recency:

@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 from memfold.errors import EmbedderFailed
 from memfold.eventstore.codec import key_context
-from memfold.model import Recollections
+from memfold.model import Context, Memory, Recollections
 from memfold.projections.caching import QueryVectors, Rate
+from memfold.projections.context import assemble, wanted
+from memfold.projections.counting import Count
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.filters import Condition
+from memfold.projections.lookup import id_bytes
 from memfold.projections.ranking import Preferences
 from memfold.projections.rows import EPOCH
 from memfold.projections.scope import Scope
@@ -90,6 +93,22 @@ class Recaller:
             if not sources or not self._make(asked.scope, wanted, sources, deadline):
                 return self._recall_static(asked, deadline)
 
+    def context(self, asked: Asked, max_tokens: int, count: Count) -> Context:
+        """The part of a scope's memories that goes into a prompt.
+
+        Raises: as `recall`, and as `context.assemble`.
+        """
+        begun = time.monotonic()
+        found = self.recall(asked._replace(limit=wanted(max_tokens)))
+        with self._views.lend(asked.scope, begun + asked.wait_s) as view:
+            if view is None or view.position != found.position:
+                found = _living(found, view)  # nothing that was forgotten in between
+
+            def neighbours(memory_id: str) -> tuple[Memory | None, Memory | None]:
+                return view.neighbours(id_bytes(memory_id), asked.where) if view else (None, None)
+
+            return assemble(found, neighbours, max_tokens=max_tokens, count=count)
+
     def _answer(self, view: View, asked: Asked, question: Question) -> Recollections:
         as_of = asked.scope.as_of
         now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else view.latest_at
@@ -155,6 +174,11 @@ class Recaller:
                 if view:
                     view.give(encoder.name, some, made)
             in_time = time.monotonic() < deadline  # if it is over, the next recall goes on from here
+
+
+def _living(found: Recollections, view: View | None) -> Recollections:
+    hits = [hit for hit in found if view and view.table.current(id_bytes(hit.memory.id))]
+    return Recollections(hits, position=found.position, model=found.model, withheld=found.withheld)
 
 
 def take_stored(view: View, embeddings: Embeddings, deadline: float = float("inf")) -> list[Wanted]:

@@ -15,7 +15,8 @@ from memfold.projections import ranking
 from memfold.projections.caching import Rate
 from memfold.projections.filters import ALL, Condition
 from memfold.projections.places import NOWHERE, Places, Rows
-from memfold.projections.rows import micros
+from memfold.projections.rows import micros, time
+from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
 from memfold.projections.words import Floats, Slots, asked_for, plain_words
 
@@ -55,8 +56,10 @@ class Search:
 
         With a vector, no row of the view may lack one of that model.
         """
+        spans = preferred(question.text, question.now)
         # The condition's parts, because its own repr does not show the values.
-        key = self._known_by(question.text, repr((question.model, question.preferences, *where, limit, min_score)))
+        what = (question.model, question.preferences, *where, limit, min_score, spans)
+        key = self._known_by(question.text, repr(what))
         found = None if question.preferences.recency else view.found_before.get(key)
         self.rate.count(hit=found is not None)
         if found is None:
@@ -112,12 +115,22 @@ def evidence(view: View, question: Question, rows: Rows) -> ranking.Evidence:
         importance = places.importance(slots)
     if question.preferences.recency:
         age_days = ((micros(question.now) - places.occurred_at(slots)) / DAY_MICROS).astype(np.float32)
+    spans = times_of(view, question)
     return ranking.Evidence(
         before=rows.before,
         after=rows.after,
         similarities=similarities,
         matches=view.words.weigh(asked_for(question.text), slots, places.before(slots)),
         named=places.named(plain_words(question.text), slots),
+        when=fit(spans, places.occurred_at(slots)) if spans else None,
         importance=importance,
         age_days=age_days,
     )
+
+
+def times_of(view: View, question: Question) -> tuple[Span, ...]:
+    """The times a question speaks of; one without its year is looked for among the times of the view."""
+    if not preferred(question.text, question.now):
+        return ()
+    occurred_at = view.places.occurred_at(view.places.live())
+    return preferred(question.text, question.now, time(int(occurred_at.min())), time(int(occurred_at.max())))

@@ -22,8 +22,9 @@ from memfold.eventstore.codec import LoggedEvent
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
+from memfold.projections.filters import ALL, Condition
 from memfold.projections.places import Places
-from memfold.projections.rows import EPOCH, Kept, Owner, Table, micros
+from memfold.projections.rows import EPOCH, Kept, Owner, Table, both, micros
 from memfold.projections.words import Floats, Words
 
 if TYPE_CHECKING:
@@ -244,12 +245,17 @@ class View:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def neighbours(self, memory_id: bytes) -> tuple[Memory | None, Memory | None]:
-        """The memories before and after a live memory in its session."""
+    def neighbours(self, memory_id: bytes, where: Condition) -> tuple[Memory | None, Memory | None]:
+        """The memories before and after a live memory in its session, if they match."""
         kept = self.table.current(memory_id)
         near = self.places.neighbours(kept.row) if kept else (None, None)
-        found = [self.table.memories([row])[0] if row is not None else None for row in near]
-        return found[0], found[1]
+        before, after = (self._matching(row, where) for row in near)
+        return before, after
+
+    def _matching(self, row: int | None, where: Condition) -> Memory | None:
+        if row is None or (where != ALL and not self.table.matching(both(where, Condition("row = ?", (row,))))):
+            return None
+        return self.table.memories([row])[0]
 
     def dump(self, model: str | None = None) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Everything the view holds, in order, for comparing two views: rows, past, words, and the vectors of `model`."""

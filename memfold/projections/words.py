@@ -5,11 +5,12 @@ before it needs no index of its own: its counts are the sums of theirs. So nothi
 between two others is changed or forgotten.
 
 What was added lately is kept as it came (`fresh.Fresh`), the rest sorted by words in a few segments (`postings.Segment`),
-each less than half of the one before it, which is kept up by merging the last of them (log-structured merge: O'Neil et al.
+each larger than all behind it, which is kept up by merging the last of them (log-structured merge: O'Neil et al.
 1996). So a new row costs the same in a view of any size. What a word weighs depends on the texts that are here alone, to the
 last bit: not on how they came, nor on what else is asked for.
 """
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -32,7 +33,9 @@ COUNTS_AT_ONCE = 2_000_000  # of words times slots, 4 bytes each
 FRESH_WORDS, FRESH_WORDS_MAX = 256, 16_384  # that stay as they came, at least and at most; between, a share of all:
 FRESH_SHARE = 1 / 16
 FOLDED_AT_ONCE = 1_000_000  # words, 8 bytes each
+SMALL = 100_000  # postings, which are merged in milliseconds
 BLOCK = 256
+MANY = 1_000  # slots asked for: then those without any of the words are left out first
 FEW = 64  # times as many slots as are asked for: then each of these is looked up
 
 # BM25 calls a word worthless that stands in more than half of the rows, which in a session of three is nearly every word.
@@ -48,7 +51,7 @@ class Matches(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A word that rows hold: in which slots and how often, in parts that share no slot; what each holding is worth at most."""
+    """A word that rows hold: where, in parts that share no slot, and what it is worth."""
 
     parts: list[Postings]
     rarity: np.float32
@@ -82,7 +85,9 @@ class Words:
         """Take a text out again, as it was added. After `settle`, nothing tells that it ever stood here."""
         if not self._fresh.remove(slot):
             words = list(dict.fromkeys(words_of(text)))
-            _ = any(segment.remove(slot, words) for segment in reversed(self._segments))
+            for segment in reversed(self._segments):
+                if segment.remove(slot, words):
+                    break
         self._rows -= 1
         self._total -= self._lengths[slot]
         self._lengths[slot] = 0
@@ -122,12 +127,20 @@ class Words:
 
         Costs some ten microseconds, and per word and slot a few nanoseconds if all slots are asked for, some ten if few are.
         """
-        found, count = self._found(words), len(slots)
-        asked = np.concatenate([slots, before])
+        matches = Matches(np.zeros(len(slots), np.float32), np.zeros(len(slots), np.float32))
+        found = self._found(words)
+        if len(slots) > MANY and not self._few(slots):
+            at = self._holding(found, slots, before)
+            matches.alone[at], matches.paired[at] = self._weigh(found, slots[at], before[at])
+            return matches
+        return self._weigh(found, slots, before)
+
+    def _weigh(self, found: list[_Found], slots: Slots, before: Slots) -> Matches:
+        asked, count = np.concatenate([slots, before]), len(slots)
         lengths = np.frombuffer(self._lengths, np.uint32)[asked].astype(np.float32)
         norms = np.concatenate([self._norm(lengths[:count], 1), self._norm(lengths[:count] + lengths[count:], 2)])
         sums = np.zeros(2 * count, np.float32)
-        at_once = max(1, COUNTS_AT_ONCE // len(self._lengths))
+        at_once = 1 + COUNTS_AT_ONCE // (1 + len(asked) if self._few(asked) else len(self._lengths))
         for begin in range(0, len(found), at_once):
             some = found[begin : begin + at_once]
             counts = self._counts(some, asked)
@@ -135,6 +148,14 @@ class Words:
             for row, word in zip(counts / (counts + norms), some, strict=True):
                 sums += row * word.rarity  # one by one: the sum must not depend on how many there are at once
         return Matches(sums[:count], sums[count:])
+
+    def _holding(self, found: list[_Found], slots: Slots, before: Slots) -> Slots:
+        """At which places of `slots` a word stands, there or in the row before."""
+        holding = np.zeros(len(self._lengths), np.bool_)
+        for word in found:
+            for part in word.parts:
+                holding[part.slots] = True
+        return np.flatnonzero(holding[slots] | holding[before])
 
     def nearest(self, words: Sequence[str], count: int) -> Slots:
         """The `count` slots in which distinct words weigh most, alone; best first, of equals the lower first.
@@ -144,44 +165,42 @@ class Words:
         lengths = np.frombuffer(self._lengths, np.uint32)
         sums = np.zeros(len(lengths), np.float32)
         for word in self._found(words):
-            for slots, counts in word.parts:
+            for slots, counts, _ in word.parts:
                 at, often = slots.astype(np.intp), counts.astype(np.float32)
                 sums[at] += often / (often + self._norm(lengths[at].astype(np.float32), 1)) * word.rarity
         return largest(sums, count)
 
     def _found(self, words: Sequence[str]) -> list[_Found]:
         """Where those of the words stand that any row holds, in the order of `words`."""
-        parts: list[list[Postings]] = [[] for _ in words]
-        holding = [0] * len(words)
-        for segment in self._segments:
-            for at, number in enumerate(segment.vocabulary.find(words)):
-                if number >= 0:
-                    parts[at].append(segment.postings(number))
-                    holding[at] += int(segment.holding[number])
-        for at, word in enumerate(words):
-            postings = self._fresh.postings(word)
-            if postings:
-                parts[at].append(postings)
-                holding[at] += len(postings[0])
-        return [_Found(each, self._rarity(count)) for each, count in zip(parts, holding, strict=True) if count]
+        segments = [[segment.postings(word) for word in words] for segment in self._segments]
+        found = []
+        for each in zip(*segments, self._fresh.postings(words), strict=True):
+            parts = [part for part in each if part]
+            if parts:
+                found.append(_Found(parts, self._rarity(sum(part.holding for part in parts))))
+        return found
 
     def _rarity(self, holding: int) -> np.float32:
         rows = self._rows + PRIOR_ROWS
-        return np.float32(np.log(1 + (rows - holding + 0.5) / (holding + 0.5)) * (K1 + 1))
+        return np.float32(math.log(1 + (rows - holding + 0.5) / (holding + 0.5)) * (K1 + 1))
 
     def _norm(self, lengths: Floats, turns: int) -> Floats:
         """What a count is compared with, in texts of these lengths, each of so many turns."""
         average = turns * (self._total + PRIOR_WORDS * PRIOR_ROWS) / (self._rows + PRIOR_ROWS)
         return np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths
 
+    def _few(self, asked: Slots) -> bool:
+        """Whether looking up each slot asked for is quicker than going through all."""
+        return len(self._lengths) > FEW * len(asked)
+
     def _counts(self, found: Sequence[_Found], asked: Slots) -> Floats:
         """How often each of some words stands in each of the slots asked for, -1 holding none: a row a word."""
-        if len(self._lengths) > FEW * len(asked):
+        if self._few(asked):
             return _counts_of_few(found, asked)
         counts = np.zeros((len(found), len(self._lengths)), np.float32)
         for row, word in zip(counts, found, strict=True):
-            for slots, often in word.parts:
-                row[slots] = often
+            for part in word.parts:
+                row[part.slots] = part.counts
         return counts.take(asked, axis=1)
 
     # -- the whole -----------------------------------------------------------------------------------------------------
@@ -189,20 +208,18 @@ class Words:
     def dump(self, slots: Slots) -> list[list[tuple[str, int]]]:
         """The words of every slot with their counts, for comparing two views."""
         found: dict[int, dict[str, int]] = {int(slot): {} for slot in slots}
-        for word, (at, counts) in self._postings():
-            for slot, count in zip(at.tolist(), counts.tolist(), strict=True):
+        for word, postings in self._postings():
+            for slot, count in zip(postings.slots.tolist(), postings.counts.tolist(), strict=True):
                 found[slot][word] = count
         return [sorted(words.items()) for words in found.values()]
 
     def _postings(self) -> Iterator[tuple[str, Postings]]:
         for segment in self._segments:
-            for number, word in enumerate(segment.vocabulary.words()):
-                if segment.holding[number]:
-                    yield word, segment.postings(number)
-        for word in self._fresh.words():
-            postings = self._fresh.postings(word)
-            if postings:
-                yield word, postings
+            each = ((word, segment.at(number)) for number, word in enumerate(segment.vocabulary.words()))
+            yield from ((word, postings) for word, postings in each if postings.holding)
+        for word, found in zip(words := self._fresh.words(), self._fresh.postings(words), strict=True):
+            if found:
+                yield word, found
 
     def size_bytes(self) -> int:
         """About how much RAM the index takes."""
@@ -210,11 +227,11 @@ class Words:
 
 
 def merge_from(sizes: Sequence[int]) -> int:
-    """From which segment on to merge, so that each stays more than twice as large as all behind it."""
+    """From which segment on to merge, so that each stays larger than all behind it, and the small ones are one."""
     behind = sum(sizes)
     for at, size in enumerate(sizes):
         behind -= size
-        if 2 * behind >= size:
+        if behind >= size or behind + size <= SMALL:
             return at
     return len(sizes)
 
@@ -223,7 +240,7 @@ def _counts_of_few(found: Sequence[_Found], asked: Slots) -> Floats:
     sought = asked.astype(np.uint32)
     counts = np.zeros((len(found), len(asked)), np.float32)
     for row, word in zip(counts, found, strict=True):
-        for slots, often in word.parts:
+        for slots, often, _ in word.parts:
             at = slots.searchsorted(sought)
             at[at == len(slots)] = 0
             hit = np.flatnonzero(slots[at] == sought)
