@@ -199,7 +199,7 @@ class Model(RuleBasedStateMachine):
             if view:
                 assert view.table.count(ALL) == len(view.places.live()) == len(wanted)
                 for id in ids(wanted):
-                    assert view.neighbours(uuid.UUID(id).bytes) == self.neighbours(id)
+                    assert view.neighbours(uuid.UUID(id).bytes, ALL) == self.neighbours(id)
 
     def neighbours(self, id):
         near = [other for other in self.row if other in self.live and self.live[other].session_id == self.live[id].session_id]
@@ -417,7 +417,7 @@ def test_a_memory_between_those_of_another_session_changes_no_neighbour(make_sto
         store.remember("the parrot sleeps at the door", session_id="b", user_id="ann")
     with store._views.lend(Scope(None, "ann"), time.monotonic() + 10) as view:
         for memory in view.table.memories(view.places.rows(view.places.live())):
-            near = [each for each in view.neighbours(uuid.UUID(memory.id).bytes) if each]
+            near = [each for each in view.neighbours(uuid.UUID(memory.id).bytes, ALL) if each]
             assert {each.session_id for each in near} == {memory.session_id}
 
 
