@@ -780,7 +780,6 @@ def test_what_is_forgotten_while_a_view_is_folded_for_the_first_time_does_not_st
     assert memory.id not in ids(everything(store, **scope))
 
 
-@pytest.mark.xfail(strict=True, reason="the fact that closes the session is never read")
 @pytest.mark.parametrize("scope", [{"user_id": "ann"}, {"session_ids": ["s", "t"]}], ids=str)
 def test_nothing_is_withheld_for_ever_of_a_session_forgotten_while_it_was_folded(make_store, monkeypatch, scope):
     store, other = make_store(), make_store()
