@@ -678,7 +678,6 @@ def test_a_scope_that_is_too_large_says_so_and_smaller_ones_go_on(make_store):
     assert store.count() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="what goes wrong with a view after an erasure is raised as if the erasure had failed")
 def test_what_was_forgotten_is_answered_although_a_scope_grew_too_large_meanwhile(make_store):
     store = make_store(settings=Settings(pool_connections_max=8, views_bytes_max=1_000_000))
     other = make_store()
@@ -761,7 +760,6 @@ def test_what_was_forgotten_is_in_no_scope_and_in_no_ram(make_store, verb):
     assert kept.id in ids(everything(store))
 
 
-@pytest.mark.xfail(strict=True, reason="a view that is being folded for the first time is passed over")
 @pytest.mark.parametrize("scope", [{"session_id": "s"}, {"user_id": "ann"}, {}], ids=str)
 def test_what_is_forgotten_while_a_view_is_folded_for_the_first_time_does_not_stay_in_its_ram(make_store, monkeypatch, scope):
     store = make_store()
