@@ -120,7 +120,7 @@ class Loader:
             streams = keyring.streams_of_user(user) if user else []
         else:
             streams = keyring.streams_of_names(scope.sessions or ())
-        gone = view.streams() - set(streams)
+        gone = (view.streams() | set(view.withheld.values())) - set(streams)
         if gone:
             view.forget_streams(gone)
         return streams

@@ -57,7 +57,8 @@ class Search:
         With a vector, no row of the view may lack one of that model.
         """
         spans = preferred(question.text, question.now)
-        what = (question.model, question.preferences, where, limit, min_score, spans)
+        # The condition's parts, because its own repr does not show the values.
+        what = (question.model, question.preferences, *where, limit, min_score, spans)
         key = self._known_by(question.text, repr(what))
         found = None if question.preferences.recency else view.found_before.get(key)
         self.rate.count(hit=found is not None)

@@ -128,8 +128,8 @@ class View:
         """Withhold what was forgotten after the time this view looks at: type, stream and memory of each fact."""
         self.table.begin()
         for type_number, stream, memory_id in gone:
-            if type_number == FORGOTTEN and memory_id:
-                withhold(self, stream, memory_id)
+            if type_number == FORGOTTEN and memory_id and self.table.current(memory_id):
+                withhold(self, stream, memory_id)  # what was erased when it was folded is withheld already
             elif type_number == CLOSED:
                 withhold_session(self, stream)
         self.table.commit()

@@ -10,12 +10,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from memfold.errors import StoreUnavailable
+from memfold.errors import MemfoldError, StoreUnavailable
 from memfold.projections.loading import Loader
 from memfold.projections.scope import Scope, session_scope
 from memfold.projections.view import View
 
-CATCH_UP_S = 1.0  # to make a wide view fresh after a forget; then it is dropped
+CATCH_UP_S = 1.0  # to make wide views fresh after a forget; those that are not are dropped
 
 
 class _Slot:
@@ -26,6 +26,11 @@ class _Slot:
         self.view: View | None = None
         self.size_bytes = 0
         self.used_at = time.monotonic()
+
+    def may_hold(self, streams: set[bytes]) -> bool:
+        """Whether its view holds one of these streams, or is being folded, so that nobody can tell yet."""
+        view = self.view
+        return self.lock.locked() or (view is not None and not streams.isdisjoint(view.streams()))
 
 
 class Views:
@@ -72,13 +77,14 @@ class Views:
         """Bring the views that hold these streams up to date, so that nothing forgotten stays in RAM."""
         wanted = set(streams)
         with self._lock:
-            held = [scope for scope, slot in self._slots.items() if slot.view and not wanted.isdisjoint(slot.view.streams())]
+            held = [scope for scope, slot in self._slots.items() if slot.may_hold(wanted)]
+        deadline = time.monotonic() + CATCH_UP_S
         for scope in held:
             try:
                 newest = 0 if scope.session else self.newest_position()
-                with self.lend(scope, time.monotonic() + CATCH_UP_S) as view:
+                with self.lend(scope, deadline) as view:
                     knows_it = view is None or scope.session or view.seen >= newest
-            except StoreUnavailable:
+            except MemfoldError:  # the forgetting stands, whatever is wrong with a view: its next reader is told
                 knows_it = False
             if not knows_it:
                 self._forget(scope)
