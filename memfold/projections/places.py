@@ -19,7 +19,6 @@ EMPTY_MAX = 1_000  # empty slots before they are closed up, if they are also hal
 NOWHERE = -1
 BACK, FORTH = 3, 3  # so many rows before and after a row may count for its score
 NOBODY = 0
-FACTS_BYTES = 5
 
 
 class Rows(NamedTuple):
@@ -38,8 +37,7 @@ class Rows(NamedTuple):
 class Places:
     """The slots of one view, and what of each row is needed for ranking.
 
-    Of each: its row, the position of the row's newest event, who speaks there, when it occurred, how important it is, and
-    what its text is like.
+    Of each: its row, the position of the row's newest event, who speaks there, when it occurred, how important it is.
     """
 
     def __init__(self) -> None:
@@ -51,9 +49,7 @@ class Places:
         self._importance = array("f")
         self._before = array("i")
         self._after = array("i")
-        self._sessions = array("I")
-        self._facts = bytearray()
-        self._of_session: dict[int, array[int]] = {}  # its live slots, rising
+        self._last: dict[int, int] = {}  # of each session that has any, the last slot
         self._speaker_numbers: dict[str, int] = {}
         self._spoken: dict[str, int] = {}  # in how many live rows
         self._called: dict[str, set[int]] = {}  # who is called by a word
@@ -61,17 +57,7 @@ class Places:
         self._all: Rows | None = None
         self.count = 0
 
-    def take(
-        self,
-        row: int,
-        *,
-        session: int,
-        position: int,
-        speaker: str | None,
-        occurred_at: int,
-        importance: float,
-        facts: bytes,
-    ) -> int:
+    def take(self, row: int, *, session: int, position: int, speaker: str | None, occurred_at: int, importance: float) -> int:
         """The slot of a row that comes to be, or comes back changed. A new row is later in the log than all others.
 
         A row comes back before any other of its session is taken or leaves.
@@ -80,39 +66,30 @@ class Places:
         if slot == len(self._rows):
             self._append(row, session)
         else:
-            self._link(slot)
+            self._link(slot, session)
         self._live[slot] = 1
         self._positions[slot] = position
         self._speakers[slot] = self._number(speaker)
         self._occurred[slot], self._importance[slot] = occurred_at, importance
-        self._facts[slot * FACTS_BYTES : (slot + 1) * FACTS_BYTES] = facts
-        own = self._of_session.setdefault(session, array("I"))
-        own.insert(bisect_left(own, slot), slot)
         self.count += 1
         self._all = None
         return slot
 
     def _append(self, row: int, session: int) -> None:
-        own = self._of_session.get(session)
+        before = self._last.get(session, NOWHERE)
         self._rows.append(row)
         self._live.append(0)
-        self._sessions.append(session)
-        self._facts.extend(bytes(FACTS_BYTES))
         for values in (self._positions, self._speakers, self._occurred, self._importance):
             values.append(0)
-        self._before.append(own[-1] if own else NOWHERE)
+        self._before.append(before)
         self._after.append(NOWHERE)
-        self._link(len(self._rows) - 1)
+        self._link(len(self._rows) - 1, session)
 
     def leave(self, row: int, *, session: int, speaker: str | None) -> int:
         """The slot of a row that is taken out."""
         slot = bisect_left(self._rows, row)
         self._live[slot] = 0
-        self._unlink(slot)
-        own = self._of_session[session]
-        del own[bisect_left(own, slot)]
-        if not own:
-            del self._of_session[session]
+        self._unlink(slot, session)
         if speaker is not None:
             self._spoken[speaker] -= 1
             if not self._spoken[speaker]:
@@ -121,20 +98,26 @@ class Places:
         self._all = None
         return slot
 
-    def _link(self, slot: int) -> None:
+    def _link(self, slot: int, session: int) -> None:
         """Put a slot between the neighbours it has or had (dancing links, Knuth 2000)."""
         before, after = self._before[slot], self._after[slot]
         if before != NOWHERE:
             self._after[before] = slot
-        if after != NOWHERE:
+        if after == NOWHERE:
+            self._last[session] = slot
+        else:
             self._before[after] = slot
 
-    def _unlink(self, slot: int) -> None:
+    def _unlink(self, slot: int, session: int) -> None:
         before, after = self._before[slot], self._after[slot]
         if before != NOWHERE:
             self._after[before] = after
         if after != NOWHERE:
             self._before[after] = before
+        elif before != NOWHERE:
+            self._last[session] = before
+        else:
+            del self._last[session]
 
     def slot(self, row: int, position: int) -> int | None:
         """The slot of a live row, if the event at `position` is still its newest."""
@@ -238,19 +221,6 @@ class Places:
         """When it occurred, in microseconds since 1970."""
         return _slots(self._occurred, np.int64, slots)
 
-    def facts(self, slots: Slots) -> NDArray[np.uint8]:
-        """What the text of each is like: (n, FACTS_BYTES)."""
-        return np.frombuffer(self._facts, np.uint8).reshape(-1, FACTS_BYTES)[slots]
-
-    def standing(self, slots: Slots) -> tuple[Slots, Slots]:
-        """Of each live slot the number of its session, and the how manieth it is there."""
-        sessions = _slots(self._sessions, np.uint32, slots)
-        places = np.zeros(len(slots), np.int64)
-        for session in np.unique(sessions).tolist():
-            at = np.flatnonzero(sessions == session)
-            places[at] = np.searchsorted(np.frombuffer(self._of_session[session], np.uint32), slots[at])
-        return sessions, places
-
     def importance(self, slots: Slots) -> Floats:
         """How important each is, in [0, 1]."""
         importance: Floats = np.frombuffer(self._importance, np.float32)[slots] if len(slots) else np.zeros(0, np.float32)
@@ -266,21 +236,19 @@ class Places:
         kept = self.live()
         new = np.full(len(self._live) + 1, NOWHERE, np.int32)  # one more, for NOWHERE itself
         new[kept] = np.arange(len(kept), dtype=np.int32)
-        for name in ("_rows", "_positions", "_speakers", "_occurred", "_importance", "_before", "_after", "_sessions"):
+        for name in ("_rows", "_positions", "_speakers", "_occurred", "_importance", "_before", "_after"):
             old = getattr(self, name)
             values = np.asarray(old)[kept]
             values = new[values] if name in ("_before", "_after") else values
             setattr(self, name, array(old.typecode, values.tobytes()))
-        for session, own in self._of_session.items():
-            self._of_session[session] = array("I", new[np.asarray(own)].astype(np.uint32).tobytes())
-        self._facts = bytearray(np.frombuffer(self._facts, np.uint8).reshape(-1, FACTS_BYTES)[kept].tobytes())
+        self._last = {session: int(new[slot]) for session, slot in self._last.items()}
         self._live = bytearray(b"\1" * len(kept))
         self._all = None
         return kept
 
     def size_bytes(self) -> int:
         """About how much RAM this takes."""
-        return (49 + FACTS_BYTES) * len(self._rows) + 150 * len(self._of_session) + 300 * len(self._spoken)
+        return 41 * len(self._rows) + 100 * len(self._last) + 300 * len(self._spoken)
 
     def _number(self, speaker: str | None) -> int:
         if speaker is None:

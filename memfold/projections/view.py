@@ -157,7 +157,6 @@ class View:
             speaker=memory.speaker,
             occurred_at=micros(memory.occurred_at),
             importance=memory.importance,
-            facts=bytes(5),
         )
         self._unembedded[row] = (event.row.event_id, event.row.wrapped_key or b"")
         self.words.add(slot, fold.text_of(memory.content, memory.speaker))
