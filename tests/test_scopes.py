@@ -404,7 +404,7 @@ def test_a_session_of_one_memory_has_no_neighbours_in_a_wide_scope(store):
     for number in range(6):
         store.remember("the kettle is on for tea", session_id=f"s{number}", user_id="ann")
     for scope in ({"user_id": "ann"}, {}, {"session_ids": ["s1", "s2", "s3"]}):
-        found = store.recall("kettle tea", **scope)
+        found = store.recall("kettle tea", ranking="fixed", explain=True, **scope)
         assert {hit.parts["neighbours"] for hit in found} == {0.0}
         assert len({hit.score for hit in found}) == 1
         assert [hit.memory.session_id for hit in found] == sorted(hit.memory.session_id for hit in found)  # equals: older first

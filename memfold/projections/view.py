@@ -22,6 +22,7 @@ from memfold.eventstore.codec import LoggedEvent
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
+from memfold.projections.features import text_facts
 from memfold.projections.filters import ALL, Condition
 from memfold.projections.places import Places
 from memfold.projections.rows import EPOCH, Kept, Owner, Table, both, micros
@@ -157,6 +158,7 @@ class View:
             speaker=memory.speaker,
             occurred_at=micros(memory.occurred_at),
             importance=memory.importance,
+            facts=bytes(text_facts(memory.content)),
         )
         self._unembedded[row] = (event.row.event_id, event.row.wrapped_key or b"")
         self.words.add(slot, fold.text_of(memory.content, memory.speaker))
