@@ -56,6 +56,15 @@ class VectorIndex:
             self._index.compute_distance_subset(1, *pointers)  # type: ignore[attr-defined]
         return found
 
+    def nearest(self, query: Floats, count: int, allowed: Slots | None = None) -> Slots:
+        """The `count` slots of largest inner product with `query` that have a vector, among `allowed` if given; best first.
+
+        Of equals the lower slot comes first.
+        """
+        slots = np.flatnonzero(self._present) if allowed is None else self._with_vector(allowed)
+        found = self.similarities(query, slots)
+        return slots[np.argsort(-found, kind="stable")[:count]]
+
     def renumber(self, slots: Slots) -> None:
         """Keep these slots only, numbered 0, 1, 2 … in their order."""
         self._reserve(int(slots.max()) + 1 if len(slots) else 0)
@@ -73,6 +82,11 @@ class VectorIndex:
     def size_bytes(self) -> int:
         """About how much RAM the vectors take."""
         return len(self._present) * 6 * self.dimension  # faiss grows its memory by doubling
+
+    def _with_vector(self, slots: Slots) -> Slots:
+        """Those of `slots` that have a vector, rising."""
+        known = np.unique(slots[slots < len(self._present)])
+        return known[self._present[known]]
 
     def _reserve(self, count: int) -> None:
         missing = count - len(self._present)
