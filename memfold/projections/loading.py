@@ -28,12 +28,25 @@ class Loader:
         self._database = database
         self._keyring = keyring
         self._bytes_max = bytes_max
+        self._settled = 0
 
-    def refresh(self, view: View | None, scope: Scope, deadline: float) -> View | None:
+    def settled(self, scope: Scope, deadline: float) -> int:
+        """Up to where a wide scope may be folded: everything acknowledged before the call, if it settles by `deadline`.
+
+        `deadline` is a moment of `time.monotonic`. Wait here without holding a view. 0 for a session, which waits for nobody.
+        """
+        if scope.session is not None:
+            return 0
+        with Tail(self._database) as tail:
+            found = tail.newest_event(self._keyring.tenant, max(deadline - time.monotonic(), SETTLE_S))
+        self._settled = max(self._settled, found)  # what was settled once is, whoever writes now
+        return self._settled
+
+    def refresh(self, view: View | None, scope: Scope, deadline: float, upto: int = 0) -> View | None:
         """The view of a scope as of now: `view` itself, further on, if it still is the right one. None: no such session.
 
-        A wide scope is folded up to everything acknowledged before the call, or as far as it comes by `deadline`, a moment of
-        `time.monotonic`; `View.position` says how far. If this raises, `view` must not be used any more.
+        A wide scope is folded up to `upto`, which is settled, or as far as it comes by `deadline`; `View.position` says how
+        far. If this raises, `view` must not be used any more.
 
         Raises:
             CorruptEvent: an event does not open.
@@ -41,7 +54,7 @@ class Loader:
         """
         if scope.session is not None:
             return self._session(view, scope, scope.session)
-        return self._wide(view, scope, deadline)
+        return self._wide(view, scope, deadline, upto)
 
     def is_fresh(self, view: View, scope: Scope) -> bool:
         """Whether a session's view is as of now, by a quick look. True is certain.
@@ -84,10 +97,8 @@ class Loader:
 
     # -- many sessions -------------------------------------------------------------------------------------------------
 
-    def _wide(self, view: View | None, scope: Scope, deadline: float) -> View:
+    def _wide(self, view: View | None, scope: Scope, deadline: float, upto: int) -> View:
         view = view or View(keeps_past=False)
-        with Tail(self._database) as tail:
-            upto = tail.newest_event(self._keyring.tenant, max(deadline - time.monotonic(), SETTLE_S))
         # The streams after the position: events of one that comes to be later lie behind it.
         streams = self._streams(view, scope)
         database, tenant = self._database, self._keyring.tenant

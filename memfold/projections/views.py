@@ -53,10 +53,11 @@ class Views:
 
         Raises: as `Loader.refresh`.
         """
+        upto = self._loader.settled(scope, deadline)
         slot = self._slot(scope)
         with slot.lock:
             before = slot.size_bytes
-            self._refresh(slot, scope, deadline)
+            self._refresh(slot, scope, deadline, upto)
             try:
                 yield slot.view
             finally:
@@ -134,9 +135,9 @@ class Views:
                 self._schedule_sweep()
             return slot
 
-    def _refresh(self, slot: _Slot, scope: Scope, deadline: float) -> None:
+    def _refresh(self, slot: _Slot, scope: Scope, deadline: float, upto: int) -> None:
         try:
-            fresh = self._loader.refresh(slot.view, scope, deadline)
+            fresh = self._loader.refresh(slot.view, scope, deadline, upto)
         except StoreUnavailable:
             raise  # what the view has seen is still so
         except BaseException:
