@@ -6,6 +6,7 @@ session's name leads to: exact, and as of now, from any process. A view of many 
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 
 from memfold.errors import CorruptEvent, ScopeTooLarge
 from memfold.eventstore import reader
@@ -14,6 +15,7 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.eventstore.tail import Tail
+from memfold.projections.rows import EPOCH
 from memfold.projections.scope import Scope
 from memfold.projections.view import View
 
@@ -120,6 +122,10 @@ class Loader:
     def newest_position(self) -> int:
         """The position of the newest committed event."""
         return reader.newest_position(self._database, self._keyring.tenant)
+
+    def time_at(self, position: int) -> datetime:
+        """When the newest event at or before a position was recorded; 1970 if there is none."""
+        return reader.time_at(self._database, self._keyring.tenant, position) or EPOCH
 
     def _streams(self, view: View, scope: Scope) -> list[bytes] | None:
         """The streams of a scope; None for all. Those that were forgotten since the view saw them are withheld from it."""

@@ -111,7 +111,7 @@ class Recaller:
 
     def _answer(self, view: View, asked: Asked, question: Question) -> Recollections:
         as_of = asked.scope.as_of
-        now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else view.latest_at
+        now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else self._views.time_at(as_of)
         found = self._search(view, question._replace(now=now), asked.where, limit=asked.limit, min_score=asked.min_score)
         return Recollections(found, position=view.position, model=question.model, withheld=len(view.withheld))
 

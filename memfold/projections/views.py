@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from memfold.errors import MemfoldError, StoreUnavailable
 from memfold.projections.loading import Loader
@@ -98,6 +99,10 @@ class Views:
     def newest_position(self) -> int:
         """The position of the newest committed event; 0 if there is none."""
         return self._loader.newest_position()
+
+    def time_at(self, position: int) -> datetime:
+        """When the newest event at or before a position was recorded; 1970 if there is none."""
+        return self._loader.time_at(position)
 
     def remains(self, stream: bytes) -> View:
         """A view of what the spine still says of a stream whose session was forgotten; the caller closes it."""
