@@ -101,7 +101,8 @@ class Recaller:
         begun = time.monotonic()
         found = self.recall(asked._replace(limit=wanted(max_tokens)))
         with self._views.lend(asked.scope, begun + asked.wait_s) as view:
-            if view is None or view.position != found.position:
+            # A view of the past stays where it is, whatever is withheld from it.
+            if view is None or view.position != found.position or asked.scope.as_of is not None:
                 found = _living(found, view)  # nothing that was forgotten in between
 
             def neighbours(memory_id: str) -> tuple[Memory | None, Memory | None]:
