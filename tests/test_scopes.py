@@ -557,7 +557,6 @@ def test_a_transaction_that_stays_open_holds_a_wide_scope_back_no_longer_than_wa
         assert ids(page.memories) == ids([*before, after])
 
 
-@pytest.mark.xfail(strict=True, reason="a scope asked for anew begins at nothing while a transaction is open")
 def test_what_was_settled_before_a_transaction_stayed_open_is_seen_in_a_scope_asked_for_anew(make_store, owner):
     store = make_store()
     for number in range(5):
@@ -570,7 +569,6 @@ def test_what_was_settled_before_a_transaction_stayed_open_is_seen_in_a_scope_as
         owner.rollback()
 
 
-@pytest.mark.xfail(strict=True, reason="the view is held while its reader waits for transactions under way")
 def test_who_waits_for_a_transaction_holds_nobody_up_who_does_not_want_to(make_store, owner):
     store = make_store()
     store.remember("tea", session_id="s")

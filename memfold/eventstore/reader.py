@@ -5,6 +5,7 @@ PostgreSQL does not carry `position > x AND position <= y` across the join (twic
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -154,6 +155,13 @@ def version_at(database: Database, tenant: int, stream: bytes, position: int) ->
 def newest_position(database: Database, tenant: int) -> int:
     """The position of the tenant's newest committed event, settled or not; 0 if there is none."""
     return int(database.row("SELECT max(position) AS found FROM memfold.events WHERE tenant_id = %s", (tenant,)).found or 0)
+
+
+def time_at(database: Database, tenant: int, position: int) -> datetime | None:
+    """When the tenant's newest event at or before a position was recorded; None if there is none."""
+    query = "SELECT recorded_at FROM memfold.events WHERE tenant_id = %s AND position <= %s ORDER BY position DESC LIMIT 1"
+    row = database.row(query, (tenant, position))
+    return row.recorded_at.astimezone(UTC) if row else None
 
 
 def stream_of_memory(database: Database, tenant: int, memory_id: bytes) -> bytes | None:

@@ -6,6 +6,7 @@ session's name leads to: exact, and as of now, from any process. A view of many 
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 
 from memfold.errors import CorruptEvent, ScopeTooLarge
 from memfold.eventstore import reader
@@ -14,6 +15,7 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.eventstore.tail import Tail
+from memfold.projections.rows import EPOCH
 from memfold.projections.scope import Scope
 from memfold.projections.view import View
 
@@ -28,12 +30,25 @@ class Loader:
         self._database = database
         self._keyring = keyring
         self._bytes_max = bytes_max
+        self._settled = 0
 
-    def refresh(self, view: View | None, scope: Scope, deadline: float) -> View | None:
+    def settled(self, scope: Scope, deadline: float) -> int:
+        """Up to where a wide scope may be folded: everything acknowledged before the call, if it settles by `deadline`.
+
+        `deadline` is a moment of `time.monotonic`. Wait here without holding a view. 0 for a session, which waits for nobody.
+        """
+        if scope.session is not None:
+            return 0
+        with Tail(self._database) as tail:
+            found = tail.newest_event(self._keyring.tenant, max(deadline - time.monotonic(), SETTLE_S))
+        self._settled = max(self._settled, found)  # what was settled once is, whoever writes now
+        return self._settled
+
+    def refresh(self, view: View | None, scope: Scope, deadline: float, upto: int = 0) -> View | None:
         """The view of a scope as of now: `view` itself, further on, if it still is the right one. None: no such session.
 
-        A wide scope is folded up to everything acknowledged before the call, or as far as it comes by `deadline`, a moment of
-        `time.monotonic`; `View.position` says how far. If this raises, `view` must not be used any more.
+        A wide scope is folded up to `upto`, which is settled, or as far as it comes by `deadline`; `View.position` says how
+        far. If this raises, `view` must not be used any more.
 
         Raises:
             CorruptEvent: an event does not open.
@@ -41,7 +56,7 @@ class Loader:
         """
         if scope.session is not None:
             return self._session(view, scope, scope.session)
-        return self._wide(view, scope, deadline)
+        return self._wide(view, scope, deadline, upto)
 
     def is_fresh(self, view: View, scope: Scope) -> bool:
         """Whether a session's view is as of now, by a quick look. True is certain.
@@ -84,10 +99,8 @@ class Loader:
 
     # -- many sessions -------------------------------------------------------------------------------------------------
 
-    def _wide(self, view: View | None, scope: Scope, deadline: float) -> View:
+    def _wide(self, view: View | None, scope: Scope, deadline: float, upto: int) -> View:
         view = view or View(keeps_past=False)
-        with Tail(self._database) as tail:
-            upto = tail.newest_event(self._keyring.tenant, max(deadline - time.monotonic(), SETTLE_S))
         # The streams after the position: events of one that comes to be later lie behind it.
         streams = self._streams(view, scope)
         database, tenant = self._database, self._keyring.tenant
@@ -109,6 +122,10 @@ class Loader:
     def newest_position(self) -> int:
         """The position of the newest committed event."""
         return reader.newest_position(self._database, self._keyring.tenant)
+
+    def time_at(self, position: int) -> datetime:
+        """When the newest event at or before a position was recorded; 1970 if there is none."""
+        return reader.time_at(self._database, self._keyring.tenant, position) or EPOCH
 
     def _streams(self, view: View, scope: Scope) -> list[bytes] | None:
         """The streams of a scope; None for all. Those that were forgotten since the view saw them are withheld from it."""

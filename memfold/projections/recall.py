@@ -106,7 +106,8 @@ class Recaller:
         begun = time.monotonic()
         found = self.recall(asked._replace(limit=wanted(max_tokens)))
         with self._views.lend(asked.scope, begun + asked.wait_s) as view:
-            if view is None or view.position != found.position:
+            # A view of the past stays where it is, whatever is withheld from it.
+            if view is None or view.position != found.position or asked.scope.as_of is not None:
                 found = _living(found, view)  # nothing that was forgotten in between
 
             def neighbours(memory_id: str) -> tuple[Memory | None, Memory | None]:
@@ -116,7 +117,7 @@ class Recaller:
 
     def _answer(self, view: View, asked: Asked, model: str | None, vector: Floats | None) -> Recollections:
         as_of = asked.scope.as_of
-        now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else view.latest_at
+        now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else self._views.time_at(as_of)
         section = "words" if model is None else "static" if model == self._static.encoder.name else "meaning"
         weights = self._weights[section] if asked.ranking == "learned" else None
         question = Question(asked.query, model, vector, self._preferences, now, weights)

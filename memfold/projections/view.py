@@ -25,7 +25,7 @@ from memfold.projections import fold
 from memfold.projections.features import text_facts
 from memfold.projections.filters import ALL, Condition
 from memfold.projections.places import Places
-from memfold.projections.rows import EPOCH, Kept, Owner, Table, both, micros
+from memfold.projections.rows import Kept, Owner, Table, both, micros
 from memfold.projections.words import Floats, Words
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class View:
         self.version = 0
         self.position = 0
         self.seen = 0
-        self.latest_at = EPOCH  # when the newest of its events was recorded
         self.withheld: dict[bytes, bytes] = {}  # from memory to stream
         self.keys: dict[bytes, WrappingKey] = {}  # the users', under which the keys of the events are wrapped
         self.found_before: dict[Any, Any] = {}
@@ -272,7 +271,6 @@ def apply(view: View, event: LoggedEvent) -> None:
     """Fold one event into a view. An erased event leaves what the spine still says: that there was a version, and when."""
     row = event.row
     view.version, view.position = row.version, row.position
-    view.latest_at = max(view.latest_at, row.recorded_at)
     if row.type_number == CLOSED:
         _apply_closed(view, row.stream)
     elif row.memory_id is None:

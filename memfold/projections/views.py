@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from memfold.errors import MemfoldError, StoreUnavailable
 from memfold.projections.loading import Loader
@@ -53,10 +54,11 @@ class Views:
 
         Raises: as `Loader.refresh`.
         """
+        upto = self._loader.settled(scope, deadline)
         slot = self._slot(scope)
         with slot.lock:
             before = slot.size_bytes
-            self._refresh(slot, scope, deadline)
+            self._refresh(slot, scope, deadline, upto)
             try:
                 yield slot.view
             finally:
@@ -98,6 +100,10 @@ class Views:
         """The position of the newest committed event; 0 if there is none."""
         return self._loader.newest_position()
 
+    def time_at(self, position: int) -> datetime:
+        """When the newest event at or before a position was recorded; 1970 if there is none."""
+        return self._loader.time_at(position)
+
     def remains(self, stream: bytes) -> View:
         """A view of what the spine still says of a stream whose session was forgotten; the caller closes it."""
         return self._loader.remains(stream)
@@ -134,9 +140,9 @@ class Views:
                 self._schedule_sweep()
             return slot
 
-    def _refresh(self, slot: _Slot, scope: Scope, deadline: float) -> None:
+    def _refresh(self, slot: _Slot, scope: Scope, deadline: float, upto: int) -> None:
         try:
-            fresh = self._loader.refresh(slot.view, scope, deadline)
+            fresh = self._loader.refresh(slot.view, scope, deadline, upto)
         except StoreUnavailable:
             raise  # what the view has seen is still so
         except BaseException:
