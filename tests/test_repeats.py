@@ -170,11 +170,11 @@ def test_whatever_is_asked_differently_is_another_question(full):
 def test_nobody_can_spoil_the_answer_of_the_next(make_store):
     store = make_store()
     store.remember("tea", session_id="s", metadata={"cups": [1]})
-    first = store.recall("tea", session_id="s")
+    first = store.recall("tea", session_id="s", explain=True)
     first[0].memory.metadata["cups"].append(2)
     first[0].parts.clear()
     first.clear()
-    (again,) = store.recall("tea", session_id="s")
+    (again,) = store.recall("tea", session_id="s", explain=True)
     assert again.memory.metadata == {"cups": [1]}
     assert again.parts
 
@@ -192,11 +192,15 @@ def test_an_answer_that_depends_on_the_time_of_day_is_not_kept(make_store):
 def test_last_week_is_another_week_a_week_later(make_store):
     now = [datetime(2026, 3, 18, 12, tzinfo=UTC)]
     store = make_store(clock=lambda: now[0])
-    said = [{"content": "we had tea", "occurred_at": now[0] - timedelta(days=days)} for days in (9, 2, 30)]
-    first, second, _ = store.remember_many(said, session_id="s")
-    assert store.recall("what did we have last week?", session_id="s", ranking="fixed")[0].memory.id == first.id
-    now[0] += timedelta(days=7)
-    assert store.recall("what did we have last week?", session_id="s", ranking="fixed")[0].memory.id == second.id
+    first, second, _ = (
+        store.remember("we had tea", session_id=f"{days} days ago", user_id="u", occurred_at=now[0] - timedelta(days=days))
+        for days in (9, 2, 30)
+    )
+    for expected in (first, second):
+        for ranking in ("fixed", "learned"):
+            found = store.recall("what did we have last week?", user_id="u", ranking=ranking)
+            assert found[0].memory.id == expected.id
+        now[0] += timedelta(days=7)
 
 
 # -- bulk ------------------------------------------------------------------------------------------------------------------

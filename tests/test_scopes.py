@@ -363,7 +363,7 @@ def check_recall(store: MemoryStore, kept: dict[str, Any], scope: dict[str, Any]
         for arguments, holds in filters(size):
             allowed = {memory.id: scores[memory.id] for memory in rows.memories if holds(memory)}
             due = sorted((score for score in allowed.values() if score > 0), reverse=True)[:10]
-            found = store.recall(query, limit=10, wait_s=60, **scope, **arguments)
+            found = store.recall(query, limit=10, wait_s=60, ranking="fixed", **scope, **arguments)
             assert found.model == static_embedder().name
             assert len(found) == len(ids(hit.memory for hit in found)) == len(due)
             assert [allowed[hit.memory.id] for hit in found] == pytest.approx(due, abs=1e-5)

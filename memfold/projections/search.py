@@ -89,6 +89,8 @@ def search(
 ) -> list[Found]:
     """The rows that answer best, best first."""
     rows = _rows(view, question, where)
+    if not len(rows.asked):
+        return []
     known = evidence(view, question, rows)
     mix = ranking.score(known, question.preferences)
     if question.weights is None:
