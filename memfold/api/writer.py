@@ -271,7 +271,7 @@ class Plan:
         self, events: Sequence[MemoryRemembered], firsts: Sequence[int], known: Sequence[Memory | None], *, merge: bool
     ) -> None:
         self._events = events
-        self._known = [known[first] or known[place] for place, first in enumerate(firsts)]
+        self._known = [known[place] or known[first] for place, first in enumerate(firsts)]
         self._ids = [id_bytes(memory.id) if memory else b"" for memory in self._known]
         self.facts: list[tuple[bytes, MemoryRemembered | MemoryMerged]] = []
         for place, event in enumerate(events):
