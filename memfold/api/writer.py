@@ -78,6 +78,8 @@ class Writer:
                 ]
             if answer.verdict is Verdict.DUPLICATE:
                 logged = self._first_answer(ref, request.idempotency, events)
+                if [type(event.data) for event in logged] != [MemoryRemembered] * len(events):
+                    raise IdempotencyConflict  # it stands for a call that skipped or merged
                 return [self._as_remembered(ref, event) for event in logged]
             # The session or its user was forgotten since we last looked: the same name now means a new one.
             self._keyring.drop(session_id)
