@@ -282,6 +282,7 @@ class MemoryStore:
         similarity: float,
         first: Embeddings | None = None,
     ) -> list[Memory]:
+        least = validation.similarity(similarity)
         if validation.on_duplicate(duplicates) == "keep":
             memories = self._writer.remember(events, session_id=session_id, user_id=user_id, idempotency_key=key, first=first)
         else:
@@ -291,7 +292,7 @@ class MemoryStore:
                 user_id=user_id,
                 idempotency_key=key,
                 merge=duplicates == "merge",
-                least=validation.similarity(similarity),
+                least=least,
                 first=first,
             )
         self._follower.wake()

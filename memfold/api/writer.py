@@ -78,6 +78,8 @@ class Writer:
                 ]
             if answer.verdict is Verdict.DUPLICATE:
                 logged = self._first_answer(ref, request.idempotency, events)
+                if [type(event.data) for event in logged] != [MemoryRemembered] * len(events):
+                    raise IdempotencyConflict  # it stands for a call that skipped or merged
                 return [self._as_remembered(ref, event) for event in logged]
             # The session or its user was forgotten since we last looked: the same name now means a new one.
             self._keyring.drop(session_id)
@@ -271,7 +273,7 @@ class Plan:
         self, events: Sequence[MemoryRemembered], firsts: Sequence[int], known: Sequence[Memory | None], *, merge: bool
     ) -> None:
         self._events = events
-        self._known = [known[first] or known[place] for place, first in enumerate(firsts)]
+        self._known = [known[place] or known[first] for place, first in enumerate(firsts)]
         self._ids = [id_bytes(memory.id) if memory else b"" for memory in self._known]
         self.facts: list[tuple[bytes, MemoryRemembered | MemoryMerged]] = []
         for place, event in enumerate(events):

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from memfold.embedding import Vectors
-from memfold.events import MemoryRemembered
+from memfold.events import MemoryMerged, MemoryRemembered
 from memfold.model import Memory
 from memfold.projections import fold
 from memfold.projections.embeddings import Embeddings
 from memfold.projections.recall import sources_of, take_stored
+from memfold.projections.rows import Said
 from memfold.projections.view import View
 from memfold.projections.views import Views
 
@@ -53,19 +54,19 @@ class Duplicates:
                 wanted = take_stored(view, self._embeddings) if vectors is not None else []
                 sources = sources_of(view, wanted, self._embeddings.tenant)
                 if not sources:
+                    equal = view.table.equal({said(event) for event in events})
                     asked = zip(events, [None] * len(events) if vectors is None else vectors, strict=True)
-                    found = [self._said(view, event, vector, least) for event, vector in asked]
+                    found = [equal.get(said(event)) or self._near(view, event, vector, least) for event, vector in asked]
                     return Known(view.stream, view.version, found)
             made = self._embeddings.make(sources, lambda: True)
             with self._views.session(session_id) as view:
                 if view:
                     view.give(self._embeddings.encoder.name, wanted, made)
 
-    def _said(self, view: View, event: MemoryRemembered, vector: Vectors | None, least: float) -> Memory | None:
-        equal = view.table.equal(event.content, event.speaker)
+    def _near(self, view: View, event: MemoryRemembered, vector: Vectors | None, least: float) -> Memory | None:
         index = view.vectors.get(self._embeddings.encoder.name)
-        if equal or vector is None or index is None:
-            return equal
+        if vector is None or index is None:
+            return None
         slots = view.places.spoken_by(event.speaker)
         if not len(slots):
             return None
@@ -77,9 +78,9 @@ class Duplicates:
 def first_of(events: Sequence[MemoryRemembered], vectors: Vectors | None, least: float) -> list[int]:
     """Of each event the first among them that says the same; its own place if none did before it."""
     firsts: list[int] = []
-    said: dict[tuple[str, str | None], int] = {}
+    places: dict[Said, int] = {}
     for place, event in enumerate(events):
-        equal = said.setdefault((event.content.strip(), event.speaker), place)
+        equal = places.setdefault(said(event), place)
         firsts.append(firsts[equal] if equal < place else _nearest(events, vectors, least, firsts, place))
     return firsts
 
@@ -93,6 +94,11 @@ def _nearest(
     near = np.flatnonzero(vectors[:place] @ vectors[place] >= np.float32(least))
     same = (at for at in near.tolist() if firsts[at] == at and events[at].speaker == events[place].speaker)
     return next(same, place)
+
+
+def said(event: MemoryRemembered | MemoryMerged) -> Said:
+    """What two events have in common that say the same."""
+    return event.content.strip(), event.speaker
 
 
 def texts(events: Sequence[MemoryRemembered]) -> list[str]:

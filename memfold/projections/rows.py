@@ -4,7 +4,7 @@ A row is numbered by the log position of the event that made its memory, which b
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 BASE_BYTES = 100_000  # what an empty in-memory database with its prepared statements takes
 READY_MAX = 1_000
+SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())  # what `str.strip` takes away
 MARKS_MAX = 30_000  # values in one statement; SQLite takes 32,766
 
 _CHANGES: dict[int, ChangeType] = {
@@ -51,6 +52,9 @@ COLUMNS = (
     "occurred_at, created_at, updated_at, version, status, session, row, position, type"
 )
 MARKS = ", ".join("?" * (COLUMNS.count(",") + 1))
+
+Said = tuple[str, str | None]
+"""A text without space around it, and who speaks."""
 
 
 class Owner(NamedTuple):
@@ -136,11 +140,15 @@ class Table:
         found = self._db.execute(f"SELECT {COLUMNS} FROM memories WHERE id = ?", (memory_id,)).fetchone()
         return Kept(self._memory(found), found[14], found[15], found[16]) if found else None
 
-    def equal(self, content: str, speaker: str | None) -> Memory | None:
-        """The oldest memory with this very text of this speaker, but for spaces around it."""
-        query = f"SELECT {COLUMNS} FROM memories WHERE trim(content) = trim(?) AND speaker IS ? ORDER BY row LIMIT 1"
-        found = self._db.execute(query, (content, speaker)).fetchone()
-        return self._memory(found) if found else None
+    def equal(self, said: Collection[Said]) -> dict[Said, Memory]:
+        """Of each text and speaker the oldest memory that says this, but for space around it, as far as there is one."""
+        query = f"SELECT {COLUMNS} FROM memories WHERE trim(content, ?) IN (SELECT value FROM json_each(?)) ORDER BY row"
+        found: dict[Said, Memory] = {}
+        for row in self._db.execute(query, (SPACE, _encode_json([text for text, _ in said]))):
+            what = (row[1].strip(), row[3])
+            if what in said and what not in found:
+                found[what] = self._memory(row)
+        return found
 
     def find(
         self,
