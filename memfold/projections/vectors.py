@@ -15,7 +15,7 @@ from memfold.projections.sketches import Sketches, one_thread
 from memfold.projections.words import Floats, Slots
 
 EXACT_MAX = 50_000  # vectors that are compared one and all, in about the time that a million of sketches take
-CANDIDATES, CANDIDATES_EACH = 4_000, 10  # compared exactly at least, and for each one that is asked for
+CANDIDATES, CANDIDATES_EACH = 8_000, 20  # compared exactly at least, and for each one that is asked for
 
 
 class VectorIndex:
