@@ -11,7 +11,7 @@ from sqlalchemy import NullPool, create_engine
 
 from memfold import CorruptEvent
 from memfold.events import MemoryRemembered
-from memfold.eventstore import arrays, derived, reader, schema, sealing
+from memfold.eventstore import arrays, derived, migrating, reader, schema, sealing
 from memfold.eventstore.append import NO_DECISION, Committer, Request, Verdict
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import open_database
@@ -302,7 +302,7 @@ def test_two_first_starts_at_once_both_succeed(server_url):
     for thread in threads:
         thread.join()
     for database in found:
-        assert database.row("SELECT version_num FROM memfold.alembic_version").version_num == schema.HEAD
+        assert database.row("SELECT version_num FROM memfold.alembic_version").version_num == migrating.HEAD
         database.close()
     assert errors == []
     with psycopg.connect(server_url, autocommit=True) as owner:

@@ -12,7 +12,7 @@ import pytest
 from conftest import MASTER_KEY
 
 from memfold import KeyUnavailable, MemoryStore
-from memfold.eventstore import database, embedded
+from memfold.eventstore import embedded, migrating
 from memfold.minilm import static_embedder
 
 LEAVES_WITHOUT_CLOSING = """
@@ -75,9 +75,9 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_and_keeps_what_it_
         owner.execute(f"CREATE DATABASE {name}")
     url = server_url.replace("/postgres?", f"/{name}?")
     with psycopg.connect(url, autocommit=True) as owner, monkeypatch.context() as patch:
-        patch.setattr(database, "HEAD", "0001")
+        patch.setattr(migrating, "HEAD", "0001")
         patch.setattr("alembic.command.upgrade", partial(upgrade_to, "0001", alembic.command.upgrade))
-        database.migrate(owner, url)
+        migrating.migrate(url)
         assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == ("0001",)
         assert owner.execute("SELECT to_regclass('memfold.checkpoints')").fetchone() == (None,)
 
@@ -86,8 +86,28 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_and_keeps_what_it_
         store.flush(30)
         assert store.recall("tea", session_id="s")[0].memory.content == "tea"
     with psycopg.connect(url) as owner:
-        assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == ("0002",)
+        assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == (migrating.HEAD,)
 
 
 def upgrade_to(revision, upgrade, config, _):
     upgrade(config, revision)
+
+
+OPENS_AND_RECALLS = """
+import sys
+from memfold import MemoryStore
+class Given:
+    name = "given"
+    def encode(self, texts):
+        import numpy
+        return numpy.eye(1, 8, dtype=numpy.float32).repeat(len(texts), axis=0)
+with MemoryStore(sys.argv[1], master_key=sys.argv[2], tenant=sys.argv[3], embedder=Given()) as store:
+    assert store.recall("tea", session_id="s")[0].memory.content == "tea"
+    print([name for name in sys.argv[4:] if name in sys.modules])
+"""
+
+
+def test_a_store_that_is_up_to_date_is_opened_and_asked_without_what_migrates_shows_or_embeds(make_store, server_url, tenant):
+    make_store().remember("tea", session_id="s")
+    heavy = ["alembic", "sqlalchemy", "typer", "rich", "onnxruntime", "tokenizers"]
+    assert run(OPENS_AND_RECALLS, server_url, MASTER_KEY, tenant, *heavy).stdout == "[]\n"

@@ -11,14 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Select, and_, case, func, literal, select, tuple_
 
 from memfold.errors import InvalidQuery
-from memfold.eventstore import reader
+from memfold.eventstore import arrays, reader
 from memfold.eventstore.codec import LoggedEvent, Row, type_name
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
-from memfold.eventstore.schema import events, sessions
 from memfold.eventstore.sealing import wrapping_key_id
 from memfold.eventstore.tail import Tail
 from memfold.model import Session, SessionPage, Stats, StoredEvent
@@ -55,22 +53,23 @@ class Catalog:
         user = None if user_id is None else self._keyring.find_user(user_id)
         if user_id is not None and user is None:
             return SessionPage(sessions=[], cursor=None)
-        rows = self._database.select(session_query(self._keyring.tenant, user, limit + 1, session_place(cursor)))
-        refs = self._keyring.sessions_of_streams({row["stream_id"].bytes for row in rows[:limit]})
+        query, parameters = session_query(self._keyring.tenant, user, limit + 1, session_place(cursor))
+        rows = self._database.rows(query, parameters)
+        refs = self._keyring.sessions_of_streams({row.stream_id.bytes for row in rows[:limit]})
         found = [
             Session(
                 session_id=ref.session_id,
                 user_id=ref.user_id,
-                memories=row["remembered"] - row["forgotten"],
-                events=row["events"],
-                created_at=row["first_at"].astimezone(UTC),
-                updated_at=row["last_at"].astimezone(UTC),
+                memories=row.remembered - row.forgotten,
+                events=row.events,
+                created_at=row.first_at.astimezone(UTC),
+                updated_at=row.last_at.astimezone(UTC),
             )
             for row in rows[:limit]
-            if (ref := refs.get(row["stream_id"].bytes))
+            if (ref := refs.get(row.stream_id.bytes))
         ]
         more = len(rows) > limit
-        place = (rows[limit - 1]["created_at"], rows[limit - 1]["stream_id"]) if more else None
+        place = (rows[limit - 1].created_at, rows[limit - 1].stream_id) if more else None
         return SessionPage(sessions=found, cursor=to_cursor("sessions", place) if place else None)
 
     def stats(self, session_id: str | None) -> Stats:
@@ -80,20 +79,20 @@ class Catalog:
         stream = None
         if session_id is not None:
             ref = self._keyring.find_session(session_id)
-            stream = UUID(bytes=ref.stream if ref else bytes(16))
-        counts = self._database.select(count_query(self._keyring.tenant, stream))[0]
+            stream = ref.stream if ref else bytes(16)
+        counts = self._counts(stream)
         # An event's position, not the mark itself: a crash can take a mark back, and never an event.
-        position = counts["position"] if stream else self._newest_event()
+        position = counts.position if stream else self._newest_event()
         return Stats(
-            sessions=counts["sessions"],
-            users=counts["users"],
-            memories=counts["remembered"] - counts["forgotten"],
-            forgotten=counts["forgotten"],
-            events=counts["events"],
+            sessions=counts.sessions,
+            users=counts.users,
+            memories=counts.remembered - counts.forgotten,
+            forgotten=counts.forgotten,
+            events=counts.events,
             position=position or 0,
             database_bytes=None if stream else self._database.row("SELECT pg_database_size(current_database()) AS size").size,
             embedder=self._follower.model,
-            embedding_lag=self._follower.lag(stream.bytes if stream else None),
+            embedding_lag=self._follower.lag(stream),
             views=views,
             view_bytes=view_bytes,
             query_hit_rate=queries.share,
@@ -103,6 +102,11 @@ class Catalog:
     def events(self, after: int, session_id: str | None) -> Iterator[StoredEvent]:
         """The events behind position `after` up to what is settled at this call, in order."""
         return self._events(after, self._newest_event(), session_id)
+
+    def _counts(self, stream: bytes | None) -> Any:
+        if stream is None:
+            return self._database.row(COUNT, (self._keyring.tenant,))
+        return self._database.row(COUNT + " AND s.stream_id = %s", (self._keyring.tenant, arrays.uuid(stream)))
 
     def _events(self, after: int, upto: int, session_id: str | None) -> Iterator[StoredEvent]:
         if session_id is None:
@@ -152,41 +156,36 @@ def as_stored(event: LoggedEvent, session_id: str | None) -> StoredEvent:
     )
 
 
-def _counts() -> tuple[Any, ...]:
-    return (
-        func.count().label("events"),
-        func.count(case((events.c.type == REMEMBERED, 1))).label("remembered"),
-        func.count(case((events.c.type == FORGOTTEN, 1))).label("forgotten"),
-        func.max(events.c.position).label("position"),
-    )
+COUNTS = f"""count(*) AS events, count(*) FILTER (WHERE e.type = {REMEMBERED}) AS remembered,
+    count(*) FILTER (WHERE e.type = {FORGOTTEN}) AS forgotten"""
+
+# What was not forgotten with its session, of a tenant.
+COUNT = f"""
+SELECT {COUNTS}, max(e.position) AS position, count(DISTINCT s.stream_id) AS sessions, count(DISTINCT s.user_id) AS users
+FROM memfold.sessions s JOIN memfold.events e ON e.tenant_id = s.tenant_id AND e.stream_id = s.stream_id
+WHERE s.tenant_id = %s"""
+
+SESSIONS = f"""
+SELECT s.stream_id, s.created_at, c.*
+FROM memfold.sessions s JOIN LATERAL (
+    SELECT {COUNTS}, min(e.recorded_at) AS first_at, max(e.recorded_at) AS last_at
+    FROM memfold.events e WHERE e.tenant_id = s.tenant_id AND e.stream_id = s.stream_id
+) c ON c.events > 0
+WHERE s.tenant_id = %(tenant)s"""
 
 
-def session_query(tenant: int, user: bytes | None, limit: int, place: tuple[datetime, UUID] | None) -> Select[Any]:
-    """A page of sessions that have events, with their counts, newest first."""
-    condition = sessions.c.tenant_id == tenant
+def session_query(
+    tenant: int, user: bytes | None, limit: int, place: tuple[datetime, UUID] | None
+) -> tuple[str, dict[str, object]]:
+    """A page of sessions that have events, with their counts, newest first: the query and its parameters."""
+    query, parameters = SESSIONS, dict[str, object](tenant=tenant, limit=limit)
     if user is not None:
-        condition = and_(condition, sessions.c.user_id == UUID(bytes=user))
+        query += " AND s.user_id = %(user)s"
+        parameters["user"] = arrays.uuid(user)
     if place is not None:
-        condition = and_(
-            condition, tuple_(sessions.c.created_at, sessions.c.stream_id) < tuple_(literal(place[0]), literal(place[1]))
-        )
-    own = and_(events.c.tenant_id == sessions.c.tenant_id, events.c.stream_id == sessions.c.stream_id)
-    times = (func.min(events.c.recorded_at).label("first_at"), func.max(events.c.recorded_at).label("last_at"))
-    counts = select(*_counts(), *times).where(own).lateral()
-    newest = (sessions.c.created_at.desc(), sessions.c.stream_id.desc())
-    columns = (sessions.c.stream_id, sessions.c.created_at, counts)
-    return select(*columns).join(counts, counts.c.events > 0).where(condition).order_by(*newest).limit(limit)
-
-
-def count_query(tenant: int, stream: UUID | None) -> Select[Any]:
-    """Counts of what was not forgotten with its session, of a tenant or one of its streams."""
-    own = and_(events.c.tenant_id == sessions.c.tenant_id, events.c.stream_id == sessions.c.stream_id)
-    people = (
-        func.count(sessions.c.stream_id.distinct()).label("sessions"),
-        func.count(sessions.c.user_id.distinct()).label("users"),
-    )
-    query = select(*_counts(), *people).select_from(sessions.join(events, own)).where(sessions.c.tenant_id == tenant)
-    return query if stream is None else query.where(sessions.c.stream_id == stream)
+        query += " AND (s.created_at, s.stream_id) < (%(at)s, %(stream)s)"
+        parameters["at"], parameters["stream"] = place
+    return query + " ORDER BY s.created_at DESC, s.stream_id DESC LIMIT %(limit)s", parameters
 
 
 def session_place(cursor: str | None) -> tuple[datetime, UUID] | None:

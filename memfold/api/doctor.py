@@ -43,7 +43,7 @@ from memfold.eventstore.database import (
 from memfold.eventstore.derived import EMBEDDED_TYPES
 from memfold.eventstore.keyring import open_lookup_key, sealed_before
 from memfold.eventstore.keyservice import MAKE_A_KEY, KeyService, LocalKeyService, read_key_file
-from memfold.eventstore.schema import HEAD
+from memfold.eventstore.migrating import HEAD
 from memfold.eventstore.tail import Tail
 from memfold.minilm import MiniLMEmbedder, StaticEmbedder
 from memfold.settings import Environment, Settings

@@ -51,7 +51,7 @@ def open_target(target: Target, master_key: MasterKey, settings: Settings, envir
         return Opened(open_database(place, settings), given, lambda: None)
     server = embedded.attach(place, runtime_folder=environment.runtime_folder)
     try:
-        database = open_database(server.url, settings)
+        database = open_database(server.url, settings, own_server=True)
         try:
             return Opened(database, given or key_file_service(place, database), server.release)
         except BaseException:

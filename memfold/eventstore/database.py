@@ -1,27 +1,19 @@
-"""One database: its pool, its capability probe, its migrations, and one place where driver errors become ours.
+"""One database: its connections, its capability probe, and one place where driver errors become ours.
 
-Everybody else asks for a connection here, takes rows, and never sees a psycopg or SQLAlchemy exception. Connections are
-autocommit, so a statement is a transaction and none stays open between calls; they take the application role when there
-is one.
+Everybody else asks for a connection here, takes rows, and never sees a psycopg exception. Connections are autocommit, so a
+statement is a transaction and none stays open between calls; they take the application role when there is one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import psycopg
-import sqlalchemy
-from psycopg import sql
 from psycopg.rows import namedtuple_row
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
 
-from memfold.errors import DatabaseUnsuitable, SchemaTooNew, StoreClosed, StoreUnavailable
-from memfold.eventstore import arrays
-from memfold.eventstore.schema import HEAD
+from memfold.errors import DatabaseUnsuitable, StoreUnavailable
+from memfold.eventstore import arrays, migrating
+from memfold.eventstore.pool import Held, Pool
 from memfold.settings import Settings
 
 T = TypeVar("T")
@@ -29,7 +21,6 @@ Connection = psycopg.Connection[Any]
 
 ROLE = "memfold_app"
 DIRECTLY = "connect to PostgreSQL itself; memfold keeps a pool of its own"
-MIGRATION_LOCK = 0x6D656D666F6C64  # "memfold"
 LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -62,25 +53,15 @@ class Database:
 
     def __init__(self, conninfo: str, settings: Settings, *, role: bool) -> None:
         self.has_role = role
-        self._closed = False
-        self._conninfo = conninfo
-        self._settings = settings
-        self._role = role
-        pool = QueuePool(
-            cast("Callable[[], DBAPIConnection]", self._connect),
-            pool_size=settings.pool_connections_max,
-            max_overflow=0,
-            timeout=settings.connect_timeout_s,
-            reset_on_return=None,
-        )
-        self.engine = sqlalchemy.create_engine(
-            "postgresql+psycopg://", pool=pool, use_native_hstore=False, isolation_level="AUTOCOMMIT"
+        self.pool = Pool(
+            lambda: _prepared(connect(conninfo, settings, _options(settings, role=role)), settings),
+            connections_max=settings.pool_connections_max,
+            timeout_s=settings.connect_timeout_s,
         )
 
     def close(self) -> None:
         """Close every connection that is not in use; the others are closed when they are given back, and none is lent."""
-        self._closed = True
-        self.engine.dispose()
+        self.pool.close()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -119,85 +100,43 @@ class Database:
         rows = self.rows(query, parameters)
         return rows[0] if rows else None
 
-    def select(self, query: sqlalchemy.Select[Any]) -> Sequence[sqlalchemy.RowMapping]:
-        """All rows of a cold query, by SQLAlchemy; once more on a fresh connection if the connection is lost."""
-        for last in (False, True):
-            try:
-                with self.engine.connect() as connection:
-                    return connection.execute(query).mappings().all()
-            except DBAPIError as error:
-                if last or not error.connection_invalidated:
-                    raise StoreUnavailable("the database did not answer", outcome="not_written") from error.orig
-            except PoolTimeout as error:
-                raise StoreUnavailable("every database connection is in use", outcome="not_written") from error
-        raise AssertionError("unreachable")
-
-    def lend(self) -> PoolProxiedConnection:
+    def lend(self) -> Held[Connection]:
         """Take a connection out of the pool; `Lease` gives it back."""
-        if self._closed:
-            raise StoreClosed
         try:
-            return self.engine.raw_connection()
-        except PoolTimeout as error:
-            raise StoreUnavailable("every database connection is in use", outcome="not_written") from error
+            return self.pool.take()
         except psycopg.Error as error:
             raise unavailable(error) from error
 
-    def _connect(self) -> Connection:
-        timeout_ms = int(self._settings.statement_timeout_s * 1000)
-        options = (
-            f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout=5000 "
-            "-c client_connection_check_interval=1000 -c synchronous_commit=on -c timezone=UTC "
-            "-c default_transaction_isolation=read\\ committed -c plan_cache_mode=auto -c jit=off -c memfold.session=ours"
-        )
-        connection = connect(self._conninfo, self._settings, options + (f" -c role={ROLE}" if self._role else ""))
-        arrays.register(connection)
-        if connection.info.server_version >= 170000:
-            # An append that hangs is the one thing that holds the settled position back. The statement's own time runs out
-            # first, and spares the connection.
-            connection.execute(f"SET transaction_timeout = {2 * timeout_ms}")
-        return connection
-
 
 class Lease:
-    """A connection kept out of the pool by one user at a time, replaced after it was lost.
-
-    Taking one out of the pool costs 20 µs, a tenth of an append: the committer keeps its own.
-    """
+    """A connection kept out of the pool by one user at a time, replaced after it was lost."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._held: PoolProxiedConnection | None = None
-        self._pool: Pool | None = None
+        self._held: Held[Connection] | None = None
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Lend the connection; raises as `Database.connection`."""
         if self._held is None:
-            self._pool = self._database.engine.pool
             self._held = self._database.lend()
         held = self._held
-        driver: Connection = held.driver_connection  # type: ignore[assignment]
         try:
-            yield driver
+            yield held.connection
         except psycopg.Error as error:
-            if not (driver.closed or driver.broken):
+            if not (held.connection.closed or held.connection.broken):
                 raise unavailable(error) from error
             # The others were most likely lost with it: after a restart of the server none of them is good.
             self._held = None
-            held.invalidate()
-            self._database.engine.dispose()
+            self._database.pool.discard(held)
+            self._database.pool.give_up()
             raise Lost from error
 
     def close(self) -> None:
-        """Give the connection back to the pool it came from, or close it if that pool was given up."""
-        if self._held is None:
-            return
-        if self._pool is self._database.engine.pool:
-            self._held.close()
-        else:
-            self._held.invalidate()
-        self._held = None
+        """Give the connection back to the pool, which closes it if all were given up meanwhile."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._database.pool.give(held)
 
     def __del__(self) -> None:
         self.close()
@@ -206,6 +145,29 @@ class Lease:
 def _rows(connection: Connection, query: str, parameters: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
     with connection.cursor(binary=True, row_factory=namedtuple_row) as cursor:
         return cursor.execute(query, parameters).fetchall()
+
+
+def _options(settings: Settings, *, role: bool) -> str:
+    """What a session of ours is set to; under the application role, unless it is taken later."""
+    return (
+        f"-c statement_timeout={_statement_timeout_ms(settings)} -c idle_in_transaction_session_timeout=5000 "
+        "-c client_connection_check_interval=1000 -c synchronous_commit=on -c timezone=UTC "
+        "-c default_transaction_isolation=read\\ committed -c plan_cache_mode=auto -c jit=off -c memfold.session=ours"
+    ) + (f" -c role={ROLE}" if role else "")
+
+
+def _prepared(connection: Connection, settings: Settings) -> Connection:
+    """A new connection, ready for our statements."""
+    arrays.register(connection)
+    if connection.info.server_version >= 170000:
+        # An append that hangs is the one thing that holds the settled position back. The statement's own time runs out
+        # first, and spares the connection.
+        connection.execute(f"SET transaction_timeout = {2 * _statement_timeout_ms(settings)}")
+    return connection
+
+
+def _statement_timeout_ms(settings: Settings) -> int:
+    return int(settings.statement_timeout_s * 1000)
 
 
 def connect(conninfo: str, settings: Settings, options: str) -> Connection:
@@ -217,7 +179,7 @@ def connect(conninfo: str, settings: Settings, options: str) -> Connection:
         connect_timeout=max(2, int(settings.connect_timeout_s)),
         application_name="memfold",
         prepare_threshold=2,
-        tcp_user_timeout=int(settings.statement_timeout_s * 1000),
+        tcp_user_timeout=_statement_timeout_ms(settings),
         keepalives_idle=30,
     )
 
@@ -250,26 +212,52 @@ def unavailable(error: psycopg.Error) -> StoreUnavailable:
     return StoreUnavailable(reasons.get(state, default), outcome="not_written", sqlstate=error.sqlstate)
 
 
-def open_database(conninfo: str, settings: Settings) -> Database:
-    """Check the server, bring the schema up to date, and open a pool.
+def open_database(conninfo: str, settings: Settings, *, own_server: bool = False) -> Database:
+    """Check the server, bring the schema up to date, and open a pool. No pooler stands before a server of our own.
 
     Raises:
         DatabaseUnsuitable: the server would not keep our promises, or the schema is newer than this memfold.
         StoreUnavailable: it cannot be reached.
     """
     try:
-        with connect(conninfo, settings, "-c memfold.session=ours -c timezone=UTC") as connection:
-            probe_server(connection)
-            migrate(connection, conninfo)
-            probe_log(connection)
-            role = has_role(connection)
-        with connect(conninfo, settings, "-c memfold.session=ours") as one, connect(conninfo, settings, "") as other:
-            refuse_transaction_pooling(one, other)
+        database = _checked(conninfo, settings)
     except psycopg.Error as error:
         if "unsupported startup parameter" in str(error):
             raise DatabaseUnsuitable("a pooler refuses our session settings", DIRECTLY) from error
         raise unavailable(error) from error
-    return Database(conninfo, settings, role=role)
+    try:
+        if not own_server:
+            with database.connection() as one, database.connection() as other:
+                refuse_transaction_pooling(one, other)
+    except BaseException as error:
+        database.close()
+        if isinstance(error, Lost):
+            raise StoreUnavailable("the database connection was lost", outcome="not_written") from error.__cause__
+        raise
+    return database
+
+
+def _checked(conninfo: str, settings: Settings) -> Database:
+    """The database, with the connection it was checked on as the first of its pool."""
+    connection = connect(conninfo, settings, _options(settings, role=False))
+    try:
+        probe_server(connection)
+        if migrating.found(connection) != migrating.HEAD:
+            migrating.migrate(conninfo)
+        probe_log(connection)
+        database = Database(conninfo, settings, role=take_role(connection))
+        database.pool.adopt(_prepared(connection, settings))
+    except BaseException:
+        connection.close()
+        raise
+    return database
+
+
+SERVER = """
+SELECT current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,
+    current_setting('max_prepared_transactions') AS max_prepared_transactions,
+    current_setting('server_encoding') AS server_encoding,
+    pg_is_in_recovery() AS is_standby, current_setting('memfold.session', true) AS session"""
 
 
 def probe_server(connection: Connection) -> None:
@@ -283,13 +271,14 @@ def probe_server(connection: Connection) -> None:
         "max_prepared_transactions": ("0", "a prepared transaction hides from the settled position: set it to 0"),
         "server_encoding": ("UTF8", "create the database with ENCODING 'UTF8'"),
     }
+    found = _rows(connection, SERVER, ())[0]
     for name, (wanted, remedy) in demands.items():
-        found = _setting(connection, name)
-        if found != wanted:
-            raise DatabaseUnsuitable(f"the server runs with {name} = {found}", remedy)
-    if _one(connection, "SELECT pg_is_in_recovery()"):
+        value = getattr(found, name)
+        if value != wanted:
+            raise DatabaseUnsuitable(f"the server runs with {name} = {value}", remedy)
+    if found.is_standby:
         raise DatabaseUnsuitable("the server is a standby", "connect to the primary (target_session_attrs=read-write)")
-    if _setting(connection, "memfold.session") != "ours":
+    if found.session != "ours":
         raise DatabaseUnsuitable("a pooler drops our session settings", DIRECTLY)
 
 
@@ -303,85 +292,46 @@ def refuse_transaction_pooling(one: Connection, other: Connection) -> None:
         raise DatabaseUnsuitable("a transaction pooler stands before the server", DIRECTLY)
 
 
+LOG = f"""
+SELECT (SELECT cache_size FROM pg_sequences WHERE schemaname = 'memfold' AND sequencename = 'position') AS cache,
+    ARRAY({WRITERS}) AS writers,
+    (SELECT count(*) FROM pg_trigger
+     WHERE tgrelid = 'memfold.events'::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A')) AS triggers"""
+
+
 def probe_log(connection: Connection) -> None:
     """Refuse a log that was tampered with in a way that would lose events (see docs/log.md)."""
-    cache = _one(connection, "SELECT cache_size FROM pg_sequences WHERE schemaname = 'memfold' AND sequencename = 'position'")
-    if cache != 1:
-        raise DatabaseUnsuitable(f"the sequence memfold.position has CACHE {cache}", "ALTER SEQUENCE memfold.position CACHE 1")
-    writers = [row[0] for row in connection.execute(WRITERS, ()).fetchall()]
-    if writers:
-        raise DatabaseUnsuitable(f"others may write past the log's functions ({', '.join(writers)})", "REVOKE each of them")
-    triggers = _one(
-        connection,
-        """SELECT count(*) FROM pg_trigger
-           WHERE tgrelid = 'memfold.events'::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A')""",
-    )
-    if triggers < 2:
+    found = _rows(connection, LOG, ())[0]
+    if found.cache != 1:
+        remedy = "ALTER SEQUENCE memfold.position CACHE 1"
+        raise DatabaseUnsuitable(f"the sequence memfold.position has CACHE {found.cache}", remedy)
+    if found.writers:
+        writers = ", ".join(found.writers)
+        raise DatabaseUnsuitable(f"others may write past the log's functions ({writers})", "REVOKE each of them")
+    if found.triggers < 2:
         raise DatabaseUnsuitable(
             "the triggers that keep memfold.events immutable are missing", "ALTER TABLE … ENABLE TRIGGER ALL"
         )
 
 
-def has_role(connection: Connection) -> bool:
-    """Whether this login may act as the application role."""
+def take_role(connection: Connection) -> bool:
+    """Take the application role; False if this login may not act as it."""
     query = "SELECT bool_or(pg_has_role(current_user, oid, 'MEMBER')) FROM pg_roles WHERE rolname = %s"
     if not _one(connection, query, (ROLE,)):
         return False
     try:
-        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+        connection.execute(f"SET ROLE {ROLE}")
     except psycopg.errors.InsufficientPrivilege:
         return False
-    connection.execute("RESET ROLE")
     return True
 
 
-def migrate(connection: Connection, conninfo: str) -> None:
-    """Bring the schema to HEAD. An advisory lock lets racing first starts take turns; both succeed."""
-    if _current(connection) == HEAD:
-        return
-    connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-    try:
-        found = _current(connection)
-        if found != HEAD:
-            _upgrade(connection, conninfo, found)
-    finally:
-        connection.execute("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
-
-
-def _upgrade(connection: Connection, conninfo: str, found: str | None) -> None:
-    # Alembic takes 0.2 s to import and is needed once in a database's life.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        raise SchemaTooNew(found, HEAD)
-    connection.execute("CREATE SCHEMA IF NOT EXISTS memfold; CREATE SCHEMA IF NOT EXISTS memfold_keys")
-    engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(conninfo),
-        poolclass=sqlalchemy.NullPool,
-        use_native_hstore=False,
-    )
-    with engine.begin() as bound:
-        config.attributes["connection"] = bound
-        command.upgrade(config, "head")
-
-
-def _current(connection: Connection) -> str | None:
-    if _one(connection, "SELECT to_regclass('memfold.alembic_version')") is None:
-        return None
-    found: str | None = _one(connection, "SELECT version_num FROM memfold.alembic_version")
-    return found
-
-
-def _setting(connection: Connection, name: str) -> str | None:
-    value: str | None = _one(connection, "SELECT current_setting(%s, true)", (name,))
-    return value
+def has_role(connection: Connection) -> bool:
+    """Whether this login may act as the application role."""
+    if not take_role(connection):
+        return False
+    connection.execute("RESET ROLE")
+    return True
 
 
 def _one(connection: Connection, query: str, parameters: tuple[Any, ...] | None = None) -> Any:

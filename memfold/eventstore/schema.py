@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy metadata: what the migrations make, and what cold queries are written against.
+"""The tables, as SQLAlchemy metadata: what the migrations make. Only migrations and tests import this.
 
 `memfold.events` is the spine (immutable), `memfold.payloads` the vault (deletable), `memfold_keys` the keyring
 (destroyable; a schema of its own so that backups can leave it out). `tenant_id` leads every key. There are no foreign keys
@@ -29,8 +29,6 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 SCHEMA = "memfold"
 KEYS = "memfold_keys"
-HEAD = "0003"
-"""The newest migration."""
 
 metadata = MetaData()
 
