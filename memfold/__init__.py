@@ -81,6 +81,7 @@ _HOMES = {
             "EmbeddingTimeout",
             "ModelFileError",
             "RankingFileError",
+            "RerankerFailed",
             "ScopeTooLarge",
         ),
     ),
