@@ -194,7 +194,7 @@ class Places:
                 at = _slots(links, np.int32, at)
                 at = at[at != NOWHERE]
                 near.append(at)
-        slots = np.unique(np.concatenate(near))
+        slots = distinct(np.concatenate(near))
         return self._among(slots, np.searchsorted(slots, asked))
 
     def sample(self, count: int) -> Slots:
@@ -300,6 +300,14 @@ class Places:
             self._called[word].discard(number)
             if not self._called[word]:
                 del self._called[word]
+
+
+def distinct(slots: Slots) -> Slots:
+    """Each slot once, rising. Several times as fast as `np.unique` for some thousands."""
+    slots = np.sort(slots)
+    first = np.ones(len(slots), np.bool_)
+    np.not_equal(slots[1:], slots[:-1], out=first[1:])
+    return slots[first]
 
 
 def _slots(values: "array[int]", kind: type[np.generic], slots: Slots) -> Slots:

@@ -17,7 +17,7 @@ from memfold.projections import learned, ranking
 from memfold.projections.caching import Rate
 from memfold.projections.features import ECHOES_OF, NEAR_ROWS, Known, echo_weights, features, window_of
 from memfold.projections.filters import ALL, Condition
-from memfold.projections.places import NOWHERE, Places, Rows
+from memfold.projections.places import NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
 from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
@@ -28,7 +28,7 @@ KEPT_MAX = 256  # answers a view
 CANDIDATES = 200  # that the mix likes best are looked at by the learned ranker
 MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
-NEAREST = 400  # by meaning, and as many by words
+NEAREST = 300  # by meaning, and as many by words
 DAY_MICROS = 86_400e6
 
 
@@ -211,7 +211,7 @@ def _rows(view: View, question: Question, where: Condition) -> Rows:
 def _with_neighbours(places: Places, slots: Slots) -> Slots:
     """These slots and those beside them, each once, rising."""
     near = np.concatenate([slots, places.before(slots), places.after(slots)])
-    return np.unique(near[near != NOWHERE])
+    return distinct(near[near != NOWHERE])
 
 
 def evidence(view: View, question: Question, rows: Rows) -> ranking.Evidence:
