@@ -18,7 +18,7 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.model import Memory
 from memfold.projections import fold
-from memfold.projections.duplicates import Duplicates, first_of, texts
+from memfold.projections.duplicates import Duplicates, first_of, said, texts
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup, id_bytes, live
@@ -109,8 +109,9 @@ class Writer:
             if known is None or known.stream != ref.stream:
                 self._keyring.drop(session_id)
                 continue
-            repeated = self._was_appended(ref, events, idempotency_key)
-            plan = Plan(events, firsts, known.memories, merge=merge and not repeated)
+            repeated = self._appended(ref, events, idempotency_key)
+            before = self._made(repeated, events, known.memories) if repeated else known.memories
+            plan = Plan(events, firsts, before, merge=merge and not repeated)
             sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
             if not sealed or repeated:
                 return plan.memories(ref, at)
@@ -125,15 +126,22 @@ class Writer:
                 self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
-    def _was_appended(self, ref: SessionRef, events: Sequence[Event], idempotency_key: str | None) -> bool:
-        """Whether this very call was made before. Raises as `_first_answer`."""
+    def _appended(self, ref: SessionRef, events: Sequence[Event], idempotency_key: str | None) -> list[LoggedEvent]:
+        """What this very call appended when it was made before; empty if it was not. Raises as `_first_answer`."""
         if idempotency_key is None:
-            return False
+            return []
         key_hmac = self._keyring.idempotency_hmac(ref.stream, idempotency_key)
-        if self._idempotent_row(ref, key_hmac) is None:
-            return False
-        self._first_answer(ref, key_hmac, events)
-        return True
+        return self._first_answer(ref, key_hmac, events) if self._idempotent_row(ref, key_hmac) else []
+
+    def _made(
+        self, logged: Sequence[LoggedEvent], events: Sequence[MemoryRemembered], known: Sequence[Memory | None]
+    ) -> list[Memory | None]:
+        """The memory of each event when it was first appended, as it is now; of those that were skipped, what is `known`."""
+        ids = {said(data): row.memory_id for row, data in logged if isinstance(data, MemoryRemembered | MemoryMerged)}
+        with self._lookup.view_of(memory_id_text(logged[0].row.memory_id or b"")) as view:
+            made = {what: view.table.current(memory_id or b"") for what, memory_id in ids.items()}
+        kept = [made.get(said(event)) for event in events]
+        return [each.memory if each else memory for each, memory in zip(kept, known, strict=True)]
 
     def update(
         self, memory_id: str, event: MemoryUpdated, *, expected_version: int | None, idempotency_key: str | None
