@@ -5,6 +5,7 @@ at, and decided anew when somebody touched the memory in between.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -22,6 +23,8 @@ from memfold.projections.duplicates import Duplicates, first_of, said, texts
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup, id_bytes, live
+
+TURNS = 64  # sessions in which a process decides about duplicates at once
 
 logger = logging.getLogger("memfold")
 
@@ -47,6 +50,7 @@ class Writer:
         self._duplicates = duplicates
         self._clock = clock
         self._retries_max = retries_max
+        self._turns = [threading.Lock() for _ in range(TURNS)]
 
     def remember(
         self,
@@ -102,28 +106,29 @@ class Writer:
         """
         vectors = self._duplicates.vectors(events, least)
         firsts = first_of(events, vectors, least)
-        for _ in range(self._retries_max):
-            at = self._clock()
-            ref = self._keyring.open_session(session_id, user_id, at)
-            known = self._duplicates.known(session_id, events, vectors, least)
-            if known is None or known.stream != ref.stream:
-                self._keyring.drop(session_id)
-                continue
-            repeated = self._appended(ref, events, idempotency_key)
-            before = self._made(repeated, events, known.memories) if repeated else known.memories
-            plan = Plan(events, firsts, before, merge=merge and not repeated)
-            sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
-            if not sealed or repeated:
-                return plan.memories(ref, at)
-            request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
-            answer = self._committer.append(request)
-            if answer.verdict is Verdict.ACCEPTED:
-                memories = plan.memories(ref, answer.recorded_at)
-                words = {memory.id: fold.text_of(memory.content, memory.speaker) for memory in memories}
-                embed(first, sealed, [words[memory_id_text(fact.memory_id or b"")] for fact in sealed], answer.positions)
-                return memories
-            if answer.verdict is not Verdict.CONFLICT:
-                self._keyring.drop(session_id)
+        with self._turns[hash(session_id) % TURNS]:  # this process's threads would only lose races to one another
+            for _ in range(self._retries_max):
+                at = self._clock()
+                ref = self._keyring.open_session(session_id, user_id, at)
+                known = self._duplicates.known(session_id, events, vectors, least)
+                if known is None or known.stream != ref.stream:
+                    self._keyring.drop(session_id)
+                    continue
+                repeated = self._appended(ref, events, idempotency_key)
+                before = self._made(repeated, events, known.memories) if repeated else known.memories
+                plan = Plan(events, firsts, before, merge=merge and not repeated)
+                sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
+                if not sealed or repeated:
+                    return plan.memories(ref, at)
+                request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
+                answer = self._committer.append(request)
+                if answer.verdict is Verdict.ACCEPTED:
+                    memories = plan.memories(ref, answer.recorded_at)
+                    words = {memory.id: fold.text_of(memory.content, memory.speaker) for memory in memories}
+                    embed(first, sealed, [words[memory_id_text(fact.memory_id or b"")] for fact in sealed], answer.positions)
+                    return memories
+                if answer.verdict is not Verdict.CONFLICT:
+                    self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
     def _appended(self, ref: SessionRef, events: Sequence[Event], idempotency_key: str | None) -> list[LoggedEvent]:
