@@ -23,11 +23,13 @@
     │   └── ModelFileError     a file of memfold's own models is missing or altered
     ├── EmbeddingTimeout       not everything was embedded in the time given
     └── SettingsError          a setting or argument of the store itself is unusable
+        └── RankingFileError   a file of weights that does not fit this memfold
 
 A class exists where a caller would act differently. Facts are attributes; the message says what happened, where, and
 what to do next. No message holds content, a query, a filter value, or the name of a session or user.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 Outcome = Literal["not_written", "unknown"]
@@ -263,3 +265,17 @@ class SettingsError(MemfoldError):
         self.name = name
         self.problem = problem
         super().__init__(f"{name} {problem}")
+
+
+class RankingFileError(SettingsError):
+    """A file of weights for ranking cannot be used. `missing` and `unknown` are the names that do not fit, if it is those."""
+
+    def __init__(self, path: str, problem: str, *, missing: Sequence[str] = (), unknown: Sequence[str] = ()) -> None:
+        self.path = path
+        self.missing = tuple(missing)
+        self.unknown = tuple(unknown)
+        names = [f"{what}: {', '.join(each)}" for what, each in (("missing", missing), ("unknown", unknown)) if each]
+        told = "; ".join([problem, *names])
+        super().__init__(
+            "ranking", f"file {path} {told}; make it anew with scripts/fit-ranking, or give none to use memfold's own"
+        )

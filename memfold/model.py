@@ -17,6 +17,7 @@ Order = Literal["newest", "oldest"]
 ChangeType = Literal["remembered", "updated", "merged", "forgotten"]
 Embedding = Literal["soon", "deferred"]
 OnDuplicate = Literal["keep", "skip", "merge"]
+Ranking = Literal["learned", "fixed"]
 Scope = Literal["memory", "filter", "session", "user"]
 
 
@@ -74,7 +75,7 @@ class Memory(Discreet, frozen=True, kw_only=True):
 
 
 class Recollection(Discreet, frozen=True, kw_only=True):
-    """A memory that `recall` found. `score` is in [0, 1]; `parts` holds what it was made of, by name."""
+    """A memory that `recall` found. `score` is in [0, 1]; `parts` holds what it was made of, by name, if that was asked for."""
 
     shown = ("memory", "score", "parts")
 
@@ -254,6 +255,7 @@ __all__ = [
     "OnDuplicate",
     "Order",
     "Page",
+    "Ranking",
     "Recollection",
     "Recollections",
     "Scope",

@@ -263,6 +263,13 @@ def score(value: object) -> float:
     return float(value)
 
 
+def ranking(value: object) -> str:
+    """Who ranks."""
+    if value not in ("learned", "fixed"):
+        raise InvalidQuery("ranking", 'must be "learned" or "fixed"')
+    return str(value)
+
+
 def wait(value: object, name: str = "wait_s") -> float:
     """How long to wait, in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:

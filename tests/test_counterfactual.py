@@ -160,7 +160,7 @@ def plain(blob: bytes) -> Any:
 
 def answers(store: MemoryStore, played: Play, questions: list[dict[str, Any]]) -> Any:
     numbers = {memory_id: number for number, memory_id in played.ids.items()}
-    found = [store.recall(session_id=played.session_id, **question) for question in questions]
+    found = [store.recall(session_id=played.session_id, explain=True, **question) for question in questions]
     # An empty session has no vectors and no model, except that it has been asked.
     return [[(numbers[hit.memory.id], hit.memory.content, hit.score, hit.parts) for hit in one] for one in found]
 
@@ -175,6 +175,8 @@ def questions(rand: random.Random, history: list[Step]) -> list[dict[str, Any]]:
             question["where"] = {"tags": rand.choice(TAGS)}
         if rand.random() < 0.2:
             question["before"] = T0 + timedelta(minutes=rand.randrange(500))
+        if rand.random() < 0.3:
+            question["ranking"] = "fixed"
         asked.append(question)
     return asked
 

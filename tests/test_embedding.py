@@ -452,9 +452,9 @@ def test_the_view_of_who_made_the_vectors_equals_that_of_another_process_bit_for
     maker, other, late = (make_store(embedder=embedder) for _ in range(3))
     texts = ["tea with lemon", "coffee with milk", "a dog", "flight to Oslo", "the door code is 4711"]
     maker.remember_many(texts, session_id="s")
-    found = [maker.recall("lemon tea", session_id="s", wait_s=wait_s)]
+    found = [maker.recall("lemon tea", session_id="s", wait_s=wait_s, explain=True)]
     maker.flush(PATIENCE_S)
-    found += [store.recall("lemon tea", session_id="s") for store in (maker, other, late)]
+    found += [store.recall("lemon tea", session_id="s", explain=True) for store in (maker, other, late)]
 
     maker_vectors = view_vectors(maker, "s", embedder.name)
     assert maker_vectors == view_vectors(other, "s", embedder.name) == view_vectors(late, "s", embedder.name)
@@ -607,11 +607,12 @@ def test_a_recall_of_a_large_session_that_is_not_embedded_answers_by_one_model_a
 
     models = set()
     for wait_s in (0, 0.2, 0):
-        found = store.recall("tea number 7", session_id="s", wait_s=wait_s, limit=300)
+        how = {"session_id": "s", "limit": 300, "ranking": "fixed", "explain": True}
+        found = store.recall("tea number 7", wait_s=wait_s, **how)
         models.add(found.model)
         assert len(found) == 300
         assert contents(found)[0] == "tea number 7"
-        quick = make_store(embedder=static_embedder()).recall("tea number 7", session_id="s", limit=300)
+        quick = make_store(embedder=static_embedder()).recall("tea number 7", **how)
         if found.model == STATIC:
             # Not a mix: the very parts that a store of the static model finds, up to the rounding of stored vectors.
             expected = {hit.memory.id: hit.parts["meaning"] for hit in quick}
@@ -628,10 +629,11 @@ def test_a_recall_of_an_enormous_session_falls_back_to_words_alone(make_store, m
     store = make_store(embedder=Words(slow_s=0.2))
     store.remember_many(["tea with lemon", "coffee with milk"], session_id="s")
 
-    found = store.recall("lemon", session_id="s", wait_s=0)
+    found = store.recall("lemon", session_id="s", wait_s=0, ranking="fixed", explain=True)
 
     assert found.model is None
     assert contents(found) == ["tea with lemon", "coffee with milk"][: len(found)]
+    assert contents(store.recall("lemon", session_id="s", wait_s=0)) == contents(found)
     assert {hit.parts["meaning"] for hit in found} == {0.0}
 
 
@@ -652,12 +654,12 @@ def test_an_update_that_changes_only_the_speaker_changes_what_is_found(make_stor
     store = make_store(embedder=Words())
     memory = store.remember("drinks tea", session_id="s", speaker="anna")
     store.remember("drinks tea", session_id="s", speaker="carla")
-    before = store.recall("bob", session_id="s")
+    before = store.recall("bob", session_id="s", ranking="fixed")
     store.update(memory.id, speaker="bob")
     store.flush(PATIENCE_S)
 
     for each in (store, make_store(embedder=Words())):
-        found = each.recall("bob", session_id="s")
+        found = each.recall("bob", session_id="s", ranking="fixed", explain=True)
         assert found[0].memory.id == memory.id
         assert found[0].score > max((hit.score for hit in before), default=0)
         assert found[0].parts["speaker"] > 0
@@ -668,10 +670,10 @@ def test_an_update_that_changes_only_the_importance_leaves_meaning_and_words_as_
     store = make_store(embedder=Words())
     memory = store.remember("drinks tea", session_id="s", speaker="anna")
     store.remember("coffee", session_id="s")
-    before = store.recall("tea", session_id="s")
+    before = store.recall("tea", session_id="s", explain=True)
     store.update(memory.id, importance=1.0)
 
-    after = store.recall("tea", session_id="s")
+    after = store.recall("tea", session_id="s", explain=True)
     assert after[0].memory.importance == 1.0
     assert [(hit.score, hit.parts) for hit in after] == [(hit.score, hit.parts) for hit in before]
     store.flush(PATIENCE_S)
@@ -720,7 +722,7 @@ def test_strange_texts_are_remembered_embedded_and_asked_for_like_any_other(make
     store.flush(PATIENCE_S)
     assert store.stats().embedding_lag == 0
     for memory in memories:
-        found = store.recall(memory.content, session_id="s", limit=10_000)
+        found = store.recall(memory.content, session_id="s", limit=10_000, explain=True)
         assert found.model == embedder.name
         assert all(0 < hit.score < 1 and np.isfinite(list(hit.parts.values())).all() for hit in found)
         assert {hit.memory.id for hit in found} <= {memory.id for memory in memories}
@@ -735,15 +737,22 @@ def test_ten_thousand_answers_are_ranked_in_full_and_a_filter_changes_no_score(m
         [{"content": f"tea {words[number % 50]} {number}", "tags": [f"t{number % 7}"]} for number in range(10_000)],
         session_id="s",
     )
-    found = store.recall("tea word7", session_id="s", limit=10_000, wait_s=60)
-    assert len(found) == 10_000
-    scores = [hit.score for hit in found]
-    assert scores == sorted(scores, reverse=True)
-    assert store.recall("tea word7", session_id="s", limit=7) == found[:7]
+    for ranking in ("fixed", "learned"):
+        how = {"session_id": "s", "ranking": ranking, "explain": True, "wait_s": 60}
+        found = store.recall("tea word7", limit=10_000, **how)
+        assert len(found) == 10_000
+        scores = [hit.score for hit in found]
+        assert scores == sorted(scores, reverse=True)
+        for limit in (1, 7, 200, 201, 500):
+            assert store.recall("tea word7", limit=limit, **how) == found[:limit]
 
-    of_tag = [(hit.memory.id, hit.score, hit.parts) for hit in found if hit.memory.tags == ("t3",)]
-    filtered = store.recall("tea word7", session_id="s", where={"tags": "t3"}, limit=10_000)
-    assert [(hit.memory.id, hit.score, hit.parts) for hit in filtered] == of_tag
+        # The filter changes no score. The learned ranker looks at those that the mix likes best, of what the filter leaves.
+        of_tag = [(hit.memory.id, hit.score, hit.parts) for hit in found if hit.memory.tags == ("t3",)]
+        filtered = store.recall("tea word7", where={"tags": "t3"}, limit=10_000, **how)
+        same = sum(hit.memory.tags == ("t3",) for hit in found[:200]) if ranking == "learned" else len(of_tag)
+        assert same > 0
+        assert [(hit.memory.id, hit.score, hit.parts) for hit in filtered][: same // 2] == of_tag[: same // 2]
+        assert len(filtered) == len(of_tag)
     few = store.recall("tea word7", session_id="s", where={"tags": "t3"}, limit=3, min_score=scores[0])
     assert all(hit.score >= np.float32(scores[0]) for hit in few)
     assert store.recall("tea word7", session_id="s", where={"tags": "nobody has this"}) == []

@@ -86,7 +86,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_and_keeps_what_it_
         store.flush(30)
         assert store.recall("tea", session_id="s")[0].memory.content == "tea"
     with psycopg.connect(url) as owner:
-        assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == ("0003",)
+        assert owner.execute("SELECT version_num FROM memfold.alembic_version").fetchone() == (migrating.HEAD,)
 
 
 def upgrade_to(revision, upgrade, config, _):

@@ -363,7 +363,7 @@ def check_recall(store: MemoryStore, kept: dict[str, Any], scope: dict[str, Any]
         for arguments, holds in filters(size):
             allowed = {memory.id: scores[memory.id] for memory in rows.memories if holds(memory)}
             due = sorted((score for score in allowed.values() if score > 0), reverse=True)[:10]
-            found = store.recall(query, limit=10, wait_s=60, **scope, **arguments)
+            found = store.recall(query, limit=10, wait_s=60, ranking="fixed", **scope, **arguments)
             assert found.model == static_embedder().name
             assert len(found) == len(ids(hit.memory for hit in found)) == len(due)
             assert [allowed[hit.memory.id] for hit in found] == pytest.approx(due, abs=1e-5)
@@ -404,7 +404,7 @@ def test_a_session_of_one_memory_has_no_neighbours_in_a_wide_scope(store):
     for number in range(6):
         store.remember("the kettle is on for tea", session_id=f"s{number}", user_id="ann")
     for scope in ({"user_id": "ann"}, {}, {"session_ids": ["s1", "s2", "s3"]}):
-        found = store.recall("kettle tea", **scope)
+        found = store.recall("kettle tea", ranking="fixed", explain=True, **scope)
         assert {hit.parts["neighbours"] for hit in found} == {0.0}
         assert len({hit.score for hit in found}) == 1
         assert [hit.memory.session_id for hit in found] == sorted(hit.memory.session_id for hit in found)  # equals: older first

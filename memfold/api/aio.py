@@ -5,6 +5,7 @@ There is no second implementation: each coroutine is made from the verb itself a
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -52,9 +53,11 @@ class AsyncMemoryStore:
         clock: Callable[[], datetime] = utc_now,
         embedder: Embedder | None = None,
         count_tokens: CountTokens | None = None,
+        ranking_weights: str | os.PathLike[str] | None = None,
     ) -> None:
         options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
-        self._store = MemoryStore(target, settings=settings, count_tokens=count_tokens, **options)
+        options |= {"count_tokens": count_tokens, "ranking_weights": ranking_weights}
+        self._store = MemoryStore(target, settings=settings, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 
     def __repr__(self) -> str:

@@ -334,6 +334,7 @@ def recall(
     where: WHERE = None,
     before: BEFORE = None,
     after: AFTER = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each score is made of.")] = False,
 ) -> None:
     """Find what answers a question, best first."""
     with call.store() as store:
@@ -347,6 +348,7 @@ def recall(
             where=where,
             before=before,
             after=after,
+            explain=explain,
         )
     call.show(found)
 

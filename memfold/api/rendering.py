@@ -133,8 +133,21 @@ def _page(page: Page) -> Grid:
     return Grid(("memory", "content"), [_memory_row(memory) for memory in page.memories], page.cursor)
 
 
+LEAST_SHARE = 0.0005
+
+
 def _recollections(found: Recollections) -> Grid:
-    return Grid(("score", "memory", "content"), [(f"{each.score:.3f}", *_memory_row(each.memory)) for each in found])
+    rows = [(f"{each.score:.3f}", *_memory_row(each.memory)) for each in found]
+    if not any(each.parts for each in found):
+        return Grid(("score", "memory", "content"), rows)
+    told = [(*row, _parts(each.parts)) for row, each in zip(rows, found, strict=True)]
+    return Grid(("score", "memory", "content", "made of"), told)
+
+
+def _parts(parts: dict[str, float]) -> str:
+    """What a score is made of, what counts most first; what counts for nothing is left out."""
+    most = sorted(parts.items(), key=lambda part: -abs(part[1]))
+    return ", ".join(f"{name} {share:+.3f}" for name, share in most if abs(share) >= LEAST_SHARE)
 
 
 def _sessions(page: SessionPage) -> Grid:

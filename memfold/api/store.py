@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,7 @@ from memfold.model import (
     OnDuplicate,
     Order,
     Page,
+    Ranking,
     Recollections,
     SessionPage,
     Stats,
@@ -48,6 +50,7 @@ from memfold.projections.duplicates import Duplicates
 from memfold.projections.embeddings import Embeddings
 from memfold.projections.filters import Condition, compile_filter, is_empty
 from memfold.projections.follower import Follower
+from memfold.projections.learned import load, shipped
 from memfold.projections.loading import Loader
 from memfold.projections.lookup import Lookup
 from memfold.projections.ranking import Preferences
@@ -90,7 +93,8 @@ class MemoryStore:
     `KeyService`; it defaults to `MEMFOLD_MASTER_KEY`, and for an embedded store to the file `master.key` in its folder.
     `clock` returns the current time as an aware datetime. `embedder` makes the vectors that recall by meaning compares; it
     defaults to the MiniLM model that comes with memfold. `count_tokens` says how many tokens a text has, for `context`; it
-    defaults to the tokenizer that comes with memfold. Safe to use from many threads; not across a fork.
+    defaults to the tokenizer that comes with memfold. `ranking_weights` is a file of weights for recall, as
+    scripts/fit-ranking writes it. Safe to use from many threads; not across a fork.
 
     Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
     """
@@ -105,10 +109,12 @@ class MemoryStore:
         clock: Callable[[], datetime] = utc_now,
         embedder: Embedder | None = None,
         count_tokens: CountTokens | None = None,
+        ranking_weights: str | os.PathLike[str] | None = None,
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
         self._counter = TokenCounter(count_tokens)
+        self._weights = shipped() if ranking_weights is None else load(Path(ranking_weights))
         encoder = Encoder(default_embedder() if embedder is None else embedder)
         self._pid = os.getpid()
         self._closed = True
@@ -148,6 +154,7 @@ class MemoryStore:
             self._static,
             QueryVectors(count_max=settings.query_vectors_max, ttl_s=settings.view_idle_s),
             preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
+            weights=self._weights,
             clock=clock,
         )
         self._catalog = Catalog(
@@ -473,6 +480,8 @@ class MemoryStore:
         where: Where | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        ranking: Ranking = "learned",
+        explain: bool = False,
         wait_s: float = 10.0,
     ) -> Recollections:
         """The memories that answer `query` best, best first, with a score in [0, 1].
@@ -484,7 +493,8 @@ class MemoryStore:
         With `as_of`, a time or a position of the log, the answer is the one of that moment, from the memories as they stood.
         What has been forgotten since is not in it; `.withheld` says how many that are.
 
-        They are found by meaning and by words; a score means the same for every query, and `parts` says what it is made of.
+        They are found by meaning and by words; a score means the same for every query. `ranking` is "learned" (a linear ranker
+        over features with names) or "fixed" (a mix of a few weights). With `explain`, `parts` says what each score is made of.
         The query is plain text: no character of it is special. `wait_s` also bounds how long the answer may wait for vectors
         that are not there yet; after that a quicker model answers for the whole scope, or words alone: see `.model`.
 
@@ -501,6 +511,8 @@ class MemoryStore:
             validation.limit(limit),
             validation.score(min_score),
             validation.wait(wait_s),
+            "fixed" if validation.ranking(ranking) == "fixed" else "learned",
+            bool(explain),
         )
         return self._recaller.recall(asked)
 

@@ -57,6 +57,11 @@ def register(connection: Connection[object]) -> None:
     connection.adapters.register_dumper(Raw, _RawDumper)
 
 
+def int8(value: int) -> Raw:
+    """A whole number as a bigint."""
+    return Raw(value.to_bytes(8, "big", signed=True), INT8)
+
+
 def uuid(value: bytes) -> Raw:
     """16 bytes as a uuid."""
     return Raw(value, UUID)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.rows import namedtuple_row
+from psycopg.pq.abc import PGconn
+from psycopg.rows import RowFactory, namedtuple_row, tuple_row
 
 from memfold.errors import DatabaseUnsuitable, StoreUnavailable
 from memfold.eventstore import arrays, migrating
@@ -17,7 +18,6 @@ from memfold.eventstore.pool import Held, Pool
 from memfold.settings import Settings
 
 T = TypeVar("T")
-Connection = psycopg.Connection[Any]
 
 ROLE = "memfold_app"
 DIRECTLY = "connect to PostgreSQL itself; memfold keeps a pool of its own"
@@ -42,6 +42,14 @@ SELECT DISTINCT format('%%s ON %%s TO %%s', privilege_type, subject, coalesce(r.
 FROM granted LEFT JOIN pg_roles r ON r.oid = grantee
 WHERE grantee <> relowner AND privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER', 'EXECUTE')
 ORDER BY found"""
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that remembers which `Question`s were prepared on it."""
+
+    def __init__(self, pgconn: PGconn, row_factory: RowFactory[Any] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.questions: set[bytes] = set()
 
 
 class Lost(Exception):
@@ -172,7 +180,7 @@ def _statement_timeout_ms(settings: Settings) -> int:
 
 def connect(conninfo: str, settings: Settings, options: str) -> Connection:
     """A connection with our session settings. TCP keep-alive finds a dead peer; a Unix socket needs none."""
-    return psycopg.connect(
+    return Connection.connect(
         conninfo,
         autocommit=True,
         options=options,

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from memfold.eventstore import arrays
-from memfold.eventstore.append import fetch
 from memfold.eventstore.codec import Row
 from memfold.eventstore.database import Connection, Database
+from memfold.eventstore.question import Question
 
 PAGE_EVENTS = 2_000
 
@@ -78,6 +78,8 @@ LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.po
 WHERE s.tenant_id = %(tenant)s AND s.name_hmac = %(name)s
 ORDER BY e.version"""
 
+OPEN_AT = Question("open_at", "SELECT version FROM memfold.heads WHERE tenant_id = $1 AND stream_id = $2 AND NOT closed")
+
 
 class SessionRows(NamedTuple):
     """What a session's name led to: its stream and user, the version of the user's key, and the events that are new."""
@@ -90,9 +92,8 @@ class SessionRows(NamedTuple):
 
 def open_at(database: Database, tenant: int, stream: bytes) -> int:
     """The version an open stream is at; 0 if it was closed, or never was. A third of the time of `read_session`."""
-    query = "SELECT version FROM memfold.heads WHERE tenant_id = %s AND stream_id = %b AND NOT closed"
-    row = database.read(lambda connection: fetch(connection, query, (tenant, arrays.uuid(stream))))
-    return row[0] if row else 0
+    result = database.read(lambda connection: OPEN_AT.ask(connection, arrays.int8(tenant), arrays.uuid(stream)))
+    return int.from_bytes(result.get_value(0, 0) or b"", "big") if result.ntuples else 0
 
 
 def read_session(database: Database, tenant: int, name_hmac: bytes, known: bytes, after: int) -> SessionRows | None:

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memfold.projections.features import FACTS, NEAR_ROWS
 from memfold.projections.words import Floats, Slots, plain_words
 
 EMPTY_MAX = 1_000  # empty slots before they are closed up, if they are also half of all
 NOWHERE = -1
-BACK, FORTH = 3, 3  # so many rows before and after a row may count for its score
+BACK, FORTH = NEAR_ROWS + 3, NEAR_ROWS + 3  # so many rows before and after a row may count for its score
 NOBODY = 0
+FACTS_BYTES = len(FACTS)
 
 
 class Rows(NamedTuple):
@@ -37,7 +39,8 @@ class Rows(NamedTuple):
 class Places:
     """The slots of one view, and what of each row is needed for ranking.
 
-    Of each: its row, the position of the row's newest event, who speaks there, when it occurred, how important it is.
+    Of each: its row, the position of the row's newest event, who speaks there, when it occurred, how important it is, and
+    what its text is like.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,7 @@ class Places:
         self._importance = array("f")
         self._before = array("i")
         self._after = array("i")
+        self._facts = bytearray()
         self._last: dict[int, int] = {}  # of each session that has any, the last slot
         self._speaker_numbers: dict[str, int] = {}
         self._spoken: dict[str, int] = {}  # in how many live rows
@@ -57,7 +61,17 @@ class Places:
         self._all: Rows | None = None
         self.count = 0
 
-    def take(self, row: int, *, session: int, position: int, speaker: str | None, occurred_at: int, importance: float) -> int:
+    def take(
+        self,
+        row: int,
+        *,
+        session: int,
+        position: int,
+        speaker: str | None,
+        occurred_at: int,
+        importance: float,
+        facts: bytes,
+    ) -> int:
         """The slot of a row that comes to be, or comes back changed. A new row is later in the log than all others.
 
         A row comes back before any other of its session is taken or leaves.
@@ -71,6 +85,7 @@ class Places:
         self._positions[slot] = position
         self._speakers[slot] = self._number(speaker)
         self._occurred[slot], self._importance[slot] = occurred_at, importance
+        self._facts[slot * FACTS_BYTES : (slot + 1) * FACTS_BYTES] = facts
         self.count += 1
         self._all = None
         return slot
@@ -81,6 +96,7 @@ class Places:
         self._live.append(0)
         for values in (self._positions, self._speakers, self._occurred, self._importance):
             values.append(0)
+        self._facts.extend(bytes(FACTS_BYTES))
         self._before.append(before)
         self._after.append(NOWHERE)
         self._link(len(self._rows) - 1, session)
@@ -165,11 +181,13 @@ class Places:
             self._all = self._among(slots, np.arange(len(slots)))
         return self._all
 
+    def among_all(self, asked: Slots) -> Rows:
+        """Every live row, of which these live slots, rising, are asked for."""
+        every = self.all()
+        return every if len(asked) == self.count else every._replace(asked=np.searchsorted(every.slots, asked))
+
     def around(self, asked: Slots) -> Rows:
-        """These live slots, rising, with all that counts for their scores."""
-        if 2 * len(asked) > self.count:
-            every = self.all()
-            return every._replace(asked=np.searchsorted(every.slots, asked))
+        """These live slots, rising, with all that stands near enough to count for their scores."""
         near = [asked]
         for links, steps in ((self._before, BACK), (self._after, FORTH)):
             at = asked
@@ -221,6 +239,13 @@ class Places:
         """When it occurred, in microseconds since 1970."""
         return _slots(self._occurred, np.int64, slots)
 
+    def facts(self, slots: Slots) -> NDArray[np.uint8]:
+        """What the text of each is like: `features.FACTS`, (n, FACTS_BYTES)."""
+        if not len(slots):
+            return np.zeros((0, FACTS_BYTES), np.uint8)
+        facts: NDArray[np.uint8] = np.frombuffer(self._facts, np.uint8).reshape(-1, FACTS_BYTES)[slots]
+        return facts
+
     def importance(self, slots: Slots) -> Floats:
         """How important each is, in [0, 1]."""
         importance: Floats = np.frombuffer(self._importance, np.float32)[slots] if len(slots) else np.zeros(0, np.float32)
@@ -242,13 +267,14 @@ class Places:
             values = new[values] if name in ("_before", "_after") else values
             setattr(self, name, array(old.typecode, values.tobytes()))
         self._last = {session: int(new[slot]) for session, slot in self._last.items()}
+        self._facts = bytearray(self.facts(kept).tobytes())
         self._live = bytearray(b"\1" * len(kept))
         self._all = None
         return kept
 
     def size_bytes(self) -> int:
         """About how much RAM this takes."""
-        return 41 * len(self._rows) + 100 * len(self._last) + 300 * len(self._spoken)
+        return (41 + FACTS_BYTES) * len(self._rows) + 100 * len(self._last) + 300 * len(self._spoken)
 
     def _number(self, speaker: str | None) -> int:
         if speaker is None:

@@ -6,25 +6,26 @@ cannot in the time given, the static model answers for all of it; and words alon
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from memfold.errors import EmbedderFailed
 from memfold.eventstore.codec import key_context
-from memfold.model import Context, Memory, Recollections
+from memfold.model import Context, Memory, Ranking, Recollections
 from memfold.projections.caching import QueryVectors, Rate
 from memfold.projections.context import assemble, wanted
 from memfold.projections.counting import Count
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.filters import Condition
+from memfold.projections.learned import Weights
 from memfold.projections.lookup import id_bytes
 from memfold.projections.ranking import Preferences
-from memfold.projections.rows import EPOCH
 from memfold.projections.scope import Scope
 from memfold.projections.search import Question, Search
 from memfold.projections.view import View, Wanted
 from memfold.projections.views import Views
+from memfold.projections.words import Floats
 
 AT_ONCE_S = 0.1  # what takes no longer is made while the view is held, so that it ends
 STATIC_TEXTS = 8_192  # between two looks at the clock
@@ -42,6 +43,8 @@ class Asked(NamedTuple):
     limit: int
     min_score: float
     wait_s: float
+    ranking: Ranking = "learned"
+    explain: bool = False
 
 
 class Recaller:
@@ -55,6 +58,7 @@ class Recaller:
         queries: QueryVectors,
         *,
         preferences: Preferences,
+        weights: Mapping[str, Weights],
         clock: Callable[[], datetime],
     ) -> None:
         self._views = views
@@ -62,6 +66,7 @@ class Recaller:
         self._static = static
         self._queries = queries
         self._preferences = preferences
+        self._weights = weights
         self._clock = clock
         self._search = Search(queries.known_by)
 
@@ -86,7 +91,7 @@ class Recaller:
                     return Recollections([], position=0)
                 wanted = self._ready(view, deadline)
                 if not wanted:
-                    return self._answer(view, asked, Question(asked.query, encoder.name, vector, self._preferences, EPOCH))
+                    return self._answer(view, asked, encoder.name, vector)
                 # With the keys of this hold: by the next one the name may mean another session.
                 in_time = len(wanted) * encoder.seconds_a_text <= deadline - time.monotonic()
                 sources = sources_of(view, wanted, self._embeddings.tenant) if in_time and not self._deferred(wanted) else []
@@ -110,11 +115,14 @@ class Recaller:
 
             return assemble(found, neighbours, max_tokens=max_tokens, count=count)
 
-    def _answer(self, view: View, asked: Asked, question: Question) -> Recollections:
+    def _answer(self, view: View, asked: Asked, model: str | None, vector: Floats | None) -> Recollections:
         as_of = asked.scope.as_of
         now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else self._views.time_at(as_of)
-        found = self._search(view, question._replace(now=now), asked.where, limit=asked.limit, min_score=asked.min_score)
-        return Recollections(found, position=view.position, model=question.model, withheld=len(view.withheld))
+        section = "words" if model is None else "static" if model == self._static.encoder.name else "meaning"
+        weights = self._weights[section] if asked.ranking == "learned" else None
+        question = Question(asked.query, model, vector, self._preferences, now, weights)
+        found = self._search(view, question, asked.where, limit=asked.limit, min_score=asked.min_score, explain=asked.explain)
+        return Recollections(found, position=view.position, model=model, withheld=len(view.withheld))
 
     # -- the store's own model -----------------------------------------------------------------------------------------
 
@@ -163,13 +171,13 @@ class Recaller:
                 wanted = take_stored(view, self._static, deadline)
                 rest_s = len(wanted) * encoder.seconds_a_text
                 if not in_time or rest_s > max(deadline - time.monotonic(), STATIC_S):
-                    return self._answer(view, asked, Question(asked.query, None, None, self._preferences, EPOCH))
+                    return self._answer(view, asked, None, None)
                 some = wanted[:STATIC_TEXTS]
                 texts = view.texts(some)
                 if rest_s <= STATIC_S:
                     view.give(encoder.name, some, self._static.made(some, texts))
                     vector = self._queries.vector(encoder.name, asked.query, encoder.encode_query)
-                    return self._answer(view, asked, Question(asked.query, encoder.name, vector, self._preferences, EPOCH))
+                    return self._answer(view, asked, encoder.name, vector)
             made = self._static.made(some, texts)
             with self._views.lend(asked.scope, deadline) as view:
                 if view:

@@ -22,6 +22,7 @@ from memfold.eventstore.codec import LoggedEvent
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
+from memfold.projections.features import text_facts
 from memfold.projections.filters import ALL, Condition
 from memfold.projections.places import Places
 from memfold.projections.rows import Kept, Owner, Table, both, micros
@@ -156,6 +157,7 @@ class View:
             speaker=memory.speaker,
             occurred_at=micros(memory.occurred_at),
             importance=memory.importance,
+            facts=bytes(text_facts(memory.content)),
         )
         self._unembedded[row] = (event.row.event_id, event.row.wrapped_key or b"")
         self.words.add(slot, fold.text_of(memory.content, memory.speaker))
@@ -195,15 +197,13 @@ class View:
 
     def lacks(self, model: str) -> list[Wanted]:
         """The live rows that have no vector of this model, in order of the log."""
-        slots, index = self.places.live(), self.vectors.get(model)
+        index = self.vectors.get(model)
+        if index is not None and len(index) == self.places.count:
+            return []
+        slots = self.places.live()
         missing = slots if index is None else index.missing(slots)
         found = zip(self.places.rows(missing), self.places.positions(missing), strict=True)
         return [Wanted(row, position, *self._unembedded.get(row, (b"", b""))) for row, position in found]
-
-    def lacking(self, model: str) -> int:
-        """How many live rows have no vector of this model."""
-        index = self.vectors.get(model)
-        return self.places.count if index is None else len(index.missing(self.places.live()))
 
     def texts(self, wanted: Sequence[Wanted]) -> list[str]:
         """What is to be embedded of each."""

@@ -157,6 +157,18 @@ class Words:
                 holding[part.slots] = True
         return np.flatnonzero(holding[slots] | holding[before])
 
+    def holding(self, words: Sequence[str], slots: Slots) -> tuple[Floats, NDArray[np.bool_]]:
+        """What each of distinct words is worth (its idf), and which of them stand in each of `slots`: a row a word.
+
+        Slot -1 holds none; a slot may be asked for more than once.
+        """
+        worth = np.full(len(words), self._rarity(0), np.float32)
+        held = np.zeros((len(words), len(slots)), np.bool_)
+        for at, word in enumerate(words):
+            if found := self._found([word]):
+                worth[at], held[at] = found[0].rarity, self._counts(found, slots)[0] > 0
+        return worth / np.float32(K1 + 1), held
+
     def nearest(self, words: Sequence[str], count: int) -> Slots:
         """The `count` slots in which distinct words weigh most, alone; best first, of equals the lower first.
 

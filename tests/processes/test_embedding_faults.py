@@ -274,7 +274,7 @@ def test_every_remember_of_another_process_is_recalled_with_its_vector_once_it_i
             child.stdin.write(f"tea number {number}\n")
             child.stdin.flush()
             memory_id = child.stdout.readline().strip()
-            found = store.recall(f"tea number {number}", session_id="s", limit=100)
+            found = store.recall(f"tea number {number}", session_id="s", limit=100, ranking="fixed", explain=True)
             assert found.model == MODEL
             assert len(found) == number + 1
             (hit,) = [hit for hit in found if hit.memory.id == memory_id]
@@ -347,7 +347,7 @@ def hold_against_the_keyring(store: MemoryStore, others: list[MemoryStore]) -> N
         alive = {memory.id for memory in store.find(session, limit=10_000).memories}
         answers = []
         for each in (store, *others):
-            found = each.recall("tea 7", session_id=session, limit=10_000)
+            found = each.recall("tea 7", session_id=session, limit=10_000, explain=True)
             assert {hit.memory.id for hit in found} <= alive
             answers.append([(hit.memory.id, hit.score, hit.parts) for hit in found])
             with each._views.session(session) as view:

@@ -1,0 +1,214 @@
+"""What is known of each candidate for an answer, as numbers with names: one pure function, from which `learned` makes a score.
+
+A recall first ranks all rows by the fixed mix (`ranking`); what comes out on top is looked at again here, with what would be
+too dear for every row: which of the query's words stand in the rows around it, what kind of sentence it is, who said it, when,
+and how much else that fits was said near by. Every feature is meant to hold for any chat, not for one collection of them.
+
+What a text itself is like is read once, when it is folded, and kept as a few small numbers (`text_facts`).
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfold.projections.words import Floats, Slots
+
+HALF, MANY = 10.0, 30.0  # BM25 weights that count as a half: of one word or two, and of many
+NEAR_ROWS, NEAR_FROM = 8, 0.3  # to either side; what a row must be worth to count there
+PAUSE_MICROS = 3_600_000_000  # an hour: what is said after it does not answer what was said before
+LENGTH_MAX, TIMES_MAX = 200, 3  # words of a text, and how often something is in it, as far as it matters
+DEVIATIONS_MAX = 6.0
+ECHOES_OF, ECHO_SHARPNESS = 10, 8.0
+
+WITHOUT_MEANING = (
+    "words", "words_pair", "words_before", "covered", "covered_wide", "mix_before", "mix_beside", "near",
+    "other_named", "own_words", "named_personal", "length", "asks", "names", "answers", "time", "number", "when",
+)  # fmt: skip
+WITH_MEANING = (*WITHOUT_MEANING, "meaning", "echo", "named_meaning")
+
+_WEEKDAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)day"
+_TIME = re.compile(
+    rf"\b(?:yesterday|today|tomorrow|tonight|ago|{_WEEKDAY}s?|january|february|march|april|june|july|august|september|october"
+    r"|november|december|(?:19|20)\d\d|\d+(?:st|nd|rd|th)"
+    r"|(?:last|next|this|past)\s(?:week|weekend|month|year|night|morning|evening|summer|winter|spring|fall|autumn))\b",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(r"\?['\"”)\s]*(?:\[[^\]]*\]\s*)?\Z")
+_NUMBER = re.compile(r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|dozen|twice|several|couple)\b", re.IGNORECASE)
+_FIRST_PERSON = re.compile(r"\b(?:i|my|me|mine|we|our|us|myself)\b", re.IGNORECASE)
+_NAME = re.compile(r"(?<![.!?:\"'“])\s(?:[A-Z][a-z]+|[A-Z]{2,})")
+_ASKS_WHEN = re.compile(r"\b(?:when|(?:what|which) (?:date|day|month|year|time))\b", re.IGNORECASE)
+_ASKS_NUMBER = re.compile(r"\bhow (?:many|much|often|long|old)\b", re.IGNORECASE)
+
+FACTS = ("length", "asks", "time", "number", "first_person", "names")
+LENGTH, ASKS, TIME, NUMBER, FIRST_PERSON, NAMES = range(len(FACTS))
+
+
+def text_facts(content: str) -> tuple[int, int, int, int, int, int]:
+    """What a memory's content is like, in the order of FACTS, each in 0 to 255.
+
+    How many words it has (at most LENGTH_MAX), whether it ends in a question, whether it says a time, whether it says a
+    number, how often it says I or we (at most TIMES_MAX), how many names stand within its sentences (at most TIMES_MAX).
+    """
+    return (
+        min(len(content.split()), LENGTH_MAX),
+        _ASKS.search(content) is not None,
+        _TIME.search(content) is not None,
+        _NUMBER.search(content) is not None,
+        min(len(_FIRST_PERSON.findall(content)), TIMES_MAX),
+        min(len(_NAME.findall(content)), TIMES_MAX),
+    )
+
+
+class Known(NamedTuple):
+    """What is known of n ranked rows, and more of the candidates among them and of those around each candidate.
+
+    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with), the BM25 weights `alone` and
+    `paired`, `mixed`, the sum that the fixed mix came to, `named`, whether the query names their speaker, and `before` and
+    `after`, the places of their neighbours in their session, -1 where there is none or it is not among the n.
+    `window` (5, c) says where around each of c candidates is looked, as `window_of` finds it. Of the rows there: `held`
+    (words, 5, c), which of the query's words stand in them, `facts` (5, c, len(FACTS)), their `text_facts`, and `speakers`
+    (5, c), a number each, 0 for nobody; what stands at a -1 does not matter, but that nothing is held there. Of each word
+    `rarity`, its idf. Of each candidate `echoes`, as `echo_weights` says (None without similarities), and `fits`, how well its
+    time fits the times the query means, in [0, 1].
+    """
+
+    similarities: Floats | None
+    alone: Floats
+    paired: Floats
+    mixed: Floats
+    named: NDArray[np.bool_]
+    before: Slots
+    after: Slots
+    window: Slots
+    held: NDArray[np.bool_]
+    facts: NDArray[np.uint8]
+    speakers: NDArray[np.uint32]
+    rarity: Floats
+    echoes: Floats | None
+    fits: Floats
+
+
+def window_of(candidates: Slots, before: Slots, after: Slots, occurred_at: NDArray[np.int64]) -> Slots:
+    """Of each candidate five places: its own, the ones before and after it, and those two before and two after; int64 (5, c).
+
+    `before`, `after` and `occurred_at` (microseconds) are of all ranked rows. -1 stands where there is no row, or where a pause
+    parts it from the candidate.
+    """
+    first, last = _next(candidates, before, occurred_at), _next(candidates, after, occurred_at)
+    return np.stack([candidates, first, last, _next(first, before, occurred_at), _next(last, after, occurred_at)])
+
+
+def _next(rows: Slots, links: Slots, occurred_at: NDArray[np.int64]) -> Slots:
+    """Where the links of some rows lead; -1 from -1, and over a pause."""
+    found = np.where(rows >= 0, links[rows], -1)
+    together = np.abs(occurred_at[found] - occurred_at[rows]) <= PAUSE_MICROS
+    return np.where((found >= 0) & together, found, -1)
+
+
+def echo_weights(mixed: Floats) -> Floats:
+    """How much each of the ECHOES_OF best candidates counts for what else is looked for, as answers are like each other.
+
+    `mixed` is what the candidates came to, best first. The `echoes` of a row are the weighted mean of its cosines with those:
+    the inner product with the sum of their vectors times these weights, which add up to 1.
+    """
+    best = mixed[:ECHOES_OF]
+    weights = np.exp(np.float32(ECHO_SHARPNESS) * (best - best.max(initial=0)))
+    return weights / weights.sum()
+
+
+def features(query: str, known: Known) -> dict[str, Floats]:
+    """Of each candidate every feature, by name: float32, one value a candidate, about 0 to 1 each.
+
+    They are those of `WITH_MEANING`, or without similarities those of `WITHOUT_MEANING`.
+    """
+    likeness = None if known.similarities is None else _likeness(known.similarities)
+    found = _words(known) | _surroundings(known, likeness) | _people(known) | _text(query, known)
+    found["when"] = known.fits
+    if likeness is not None and known.echoes is not None:
+        rows = known.window[0]
+        found |= {"meaning": likeness[rows], "echo": known.echoes, "named_meaning": likeness[rows] * known.named[rows]}
+    return found
+
+
+def _of(values: Floats, rows: Slots) -> Floats:
+    """The values of some rows; 0 for row -1."""
+    return np.where(rows >= 0, values[rows], np.float32(0))
+
+
+def _saturated(weights: Floats, half: float) -> Floats:
+    return weights / (weights + np.float32(half))
+
+
+def _likeness(similarities: Floats) -> Floats:
+    """How far each row's similarity lies above the usual one, up to 1: the same for embedders of any habits."""
+    mean, deviation = float(similarities.mean(dtype=np.float64)), float(similarities.std(dtype=np.float64))
+    scale = np.float32(1 / max(DEVIATIONS_MAX * deviation, 1e-6))
+    return np.clip((similarities - np.float32(mean)) * scale, np.float32(-0.5), np.float32(1))
+
+
+def _words(known: Known) -> dict[str, Floats]:
+    """How much of the query the row says, alone and with the rows around it."""
+    row, before = known.window[:2]
+    share = known.rarity / np.float32(max(float(known.rarity.sum()), 1e-6))
+    return {
+        "words": _saturated(known.alone[row], MANY),
+        "words_pair": _saturated(known.paired[row], MANY),
+        "words_before": _saturated(_of(known.alone, before), HALF),
+        "covered": share @ known.held[:, 0],
+        "covered_wide": share @ known.held.any(axis=1),
+    }
+
+
+def _surroundings(known: Known, likeness: Floats | None) -> dict[str, Floats]:
+    """What the fixed mix thinks of the neighbours, and how much else that fits stands near by."""
+    row, before, after = known.window[:3]
+    before_mixed, after_mixed = _of(known.mixed, before), _of(known.mixed, after)
+    worth = _saturated(known.alone, HALF)
+    if likeness is not None:
+        worth = np.float32(0.5) * (worth + np.maximum(likeness, 0))
+    worth = np.append(np.maximum(worth - np.float32(NEAR_FROM), 0), np.float32(0))
+    return {
+        "mix_before": before_mixed,
+        "mix_beside": np.maximum(before_mixed, after_mixed),
+        "near": _summed(worth, row, known.before) + _summed(worth, row, known.after),
+    }
+
+
+def _summed(worth: Floats, rows: Slots, links: Slots) -> Floats:
+    """The sum over the NEAR_ROWS rows that the links lead to, one from the other. `worth` ends with that of row -1."""
+    links = np.append(links, -1)
+    total = np.zeros(len(rows), np.float32)
+    for _ in range(NEAR_ROWS):
+        rows = links[rows]
+        total += worth[rows]
+    return total
+
+
+def _people(known: Known) -> dict[str, Floats]:
+    """Who says it, and whether that is whom the query names."""
+    row, before = known.window[:2]
+    named = known.named[row]
+    goes_on = (before >= 0) & (known.speakers[1] == known.speakers[0])
+    return {
+        "other_named": (known.named.any() & ~named).astype(np.float32),
+        "own_words": goes_on * _saturated(_of(known.alone, before), HALF),
+        "named_personal": named * known.facts[0, :, FIRST_PERSON] / np.float32(TIMES_MAX),
+    }
+
+
+def _text(query: str, known: Known) -> dict[str, Floats]:
+    """What kind of text it is, and whether that is what is asked for."""
+    facts = known.facts[0].T.astype(np.float32)
+    before = known.window[1]
+    asked = (before >= 0) & (known.facts[1, :, ASKS] > 0)
+    return {
+        "length": np.log1p(facts[LENGTH]) / np.float32(4),
+        "asks": facts[ASKS],
+        "names": facts[NAMES] / np.float32(TIMES_MAX),
+        "answers": asked * _saturated(_of(known.alone, before), HALF),
+        "time": facts[TIME] * np.float32(_ASKS_WHEN.search(query) is not None),
+        "number": facts[NUMBER] * np.float32(_ASKS_NUMBER.search(query) is not None),
+    }
