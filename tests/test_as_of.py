@@ -518,11 +518,12 @@ def test_how_old_a_memory_was_at_a_position_depends_on_the_moment_alone(make_sto
     clock.at += 60 * DAY
     store.remember("the train is late", session_id="t", user_id="bob")
     then = store.stats().position
-    before = {str(scope): store.recall("tea", **scope)[0].parts["recency"] for scope in ALL_SCOPES}
+    ranked: dict[str, Any] = {"ranking": "fixed", "explain": True}
+    before = {str(scope): store.recall("tea", **ranked, **scope)[0].parts["recency"] for scope in ALL_SCOPES}
     clock.at += 60 * DAY
     for scope in ALL_SCOPES:
         for moment in (clock.at - 60 * DAY, then):
-            found = store.recall("tea", as_of=moment, **scope)
+            found = store.recall("tea", as_of=moment, **ranked, **scope)
             assert found[0].parts["recency"] == pytest.approx(before[str(scope)]), moment
 
 
