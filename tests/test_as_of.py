@@ -178,7 +178,7 @@ def told(play: Play, store: MemoryStore, scope: dict[str, Any], questions: list[
     said: list[Any] = [[plain(memory) for memory in store.find(order="oldest", limit=10_000, **scope, **moment).memories]]
     said.append([store.count(where={"tags": tag}, **scope, **moment) for tag in "ab"])
     for question in questions:
-        found = store.recall(**question, limit=100, **scope, **moment)
+        found = store.recall(**question, limit=100, explain=True, **scope, **moment)
         said.append([(plain(hit.memory), hit.score, hit.parts) for hit in found])
     return said
 
