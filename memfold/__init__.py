@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memfold.api.aio import AsyncMemoryStore
     from memfold.api.store import MemoryStore
-    from memfold.embedding import Embedder, SentenceTransformerEmbedder
+    from memfold.embedding import CrossEncoderReranker, Embedder, Reranker, SentenceTransformerEmbedder
     from memfold.errors import (
         Contended,
         CorruptEvent,
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         MemoryForgotten,
         MemoryNotFound,
         ModelFileError,
+        RankingFileError,
+        RerankerFailed,
         SchemaTooNew,
         ScopeTooLarge,
         SessionOwnerConflict,
@@ -61,7 +63,7 @@ _HOMES = {
     "memfold.api.aio": ("AsyncMemoryStore",),
     "memfold.api.store": ("MemoryStore",),
     "memfold.eventstore.keyservice": ("KeyService",),
-    "memfold.embedding": ("Embedder", "SentenceTransformerEmbedder"),
+    "memfold.embedding": ("CrossEncoderReranker", "Embedder", "Reranker", "SentenceTransformerEmbedder"),
     "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
     "memfold.settings": ("Settings",),
     "memfold.model": (
@@ -72,7 +74,16 @@ _HOMES = {
         *("Contended", "CorruptEvent", "DataFolderVersion", "DatabaseUnsuitable", "EmbeddedServerError", "FilterError"),
         *("ForkedStore", "IdempotencyConflict", "InvalidMemory", "InvalidQuery", "KeyUnavailable", "MemfoldError"),
         *("MemoryForgotten", "MemoryNotFound", "SchemaTooNew", "SessionOwnerConflict", "SettingsError", "StoreClosed"),
-        *("StoreUnavailable", "VersionConflict", "EmbedderFailed", "EmbeddingTimeout", "ModelFileError", "ScopeTooLarge"),
+        *(
+            "StoreUnavailable",
+            "VersionConflict",
+            "EmbedderFailed",
+            "EmbeddingTimeout",
+            "ModelFileError",
+            "RankingFileError",
+            "RerankerFailed",
+            "ScopeTooLarge",
+        ),
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -84,6 +95,7 @@ __all__ = [
     "Contended",
     "Context",
     "CorruptEvent",
+    "CrossEncoderReranker",
     "DataFolderVersion",
     "DatabaseUnsuitable",
     "EmbeddedServerError",
@@ -107,8 +119,11 @@ __all__ = [
     "ModelFileError",
     "NewMemory",
     "Page",
+    "RankingFileError",
     "Recollection",
     "Recollections",
+    "Reranker",
+    "RerankerFailed",
     "SchemaTooNew",
     "ScopeTooLarge",
     "SentenceTransformerEmbedder",

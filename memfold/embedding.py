@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from memfold.errors import EmbedderFailed, SettingsError
+from memfold.errors import EmbedderFailed, RerankerFailed, SettingsError
 
 Vectors = NDArray[np.float32]
 """float32, shape (n, d)."""
@@ -71,6 +71,78 @@ class SentenceTransformerEmbedder:
                 except Exception as error:
                     raise EmbedderFailed(self.name, f"could not be loaded ({type(error).__name__}: {error})") from error
             return self._model
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Says how well texts answer a query, looking at both together. Give one to `MemoryStore(reranker=…)`.
+
+    `rerank` returns a number a text, in order, from 0 (does not answer) to 1 (does). It is called from several threads at once.
+    """
+
+    def rerank(self, query: str, texts: Sequence[str]) -> Sequence[float]: ...
+
+
+class CrossEncoderReranker:
+    """Any cross-encoder of sentence-transformers, by its name on the hub or its folder. Needs `memfold[sentence-transformers]`.
+
+    The model is loaded by the first query. Its scores go through the logistic function, if they have not yet.
+
+    Raises:
+        SettingsError: sentence-transformers is not installed.
+        RerankerFailed: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._model_name = model
+        self._options = options
+        self._lock = threading.Lock()
+        self._model: Any = None
+
+    def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers, from 0 to 1."""
+        model = self._load()
+        found = model.predict([(query, text) for text in texts], show_progress_bar=False)
+        scores = np.asarray(found, np.float64).reshape(len(texts), -1)[:, -1]
+        is_logistic = type(model.activation_fn).__name__ == "Sigmoid"
+        brought: list[float] = (scores if is_logistic else 1 / (1 + np.exp(-scores))).tolist()
+        return brought
+
+    def _load(self) -> Any:
+        with self._lock:
+            if self._model is None:
+                try:
+                    from sentence_transformers import CrossEncoder
+                except ImportError:
+                    install = "pip install 'memfold[sentence-transformers]'"
+                    raise SettingsError("reranker", f"needs sentence-transformers, which is not installed: {install}") from None
+                try:
+                    self._model = CrossEncoder(self._model_name, **self._options)
+                except Exception as error:
+                    raise RerankerFailed(f"could not be loaded ({type(error).__name__}: {error})") from error
+            return self._model
+
+
+def reranked(reranker: Reranker, query: str, texts: Sequence[str]) -> list[float]:
+    """What a reranker says, held to what it promises.
+
+    Raises:
+        RerankerFailed: it raised, or returned something else than a number from 0 to 1 for each text.
+    """
+    try:
+        given = reranker.rerank(query, texts)
+    except (RerankerFailed, SettingsError):
+        raise
+    except Exception as error:
+        raise RerankerFailed(f"raised {type(error).__name__}") from error
+    try:
+        scores = np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise RerankerFailed("returned something that is no list of numbers") from error
+    if scores.shape != (len(texts),) or not ((scores >= 0) & (scores <= 1)).all():
+        raise RerankerFailed(f"did not return a number from 0 to 1 for each of {len(texts)} texts")
+    found: list[float] = scores.tolist()
+    return found
 
 
 class Encoder:

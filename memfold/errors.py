@@ -21,6 +21,7 @@
     ├── CorruptEvent           a stored event does not open with its key
     ├── EmbedderFailed         the embedder raised, or returned something that is no unit vector a text
     │   └── ModelFileError     a file of memfold's own models is missing or altered
+    ├── RerankerFailed         the reranker given to the store did not do what it promises
     ├── EmbeddingTimeout       not everything was embedded in the time given
     └── SettingsError          a setting or argument of the store itself is unusable
         └── RankingFileError   a file of weights that does not fit this memfold
@@ -234,6 +235,14 @@ class ModelFileError(EmbedderFailed):
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
         super().__init__("of this installation", f"cannot be loaded: {path} {problem}; install memfold again")
+
+
+class RerankerFailed(MemfoldError):
+    """The reranker raised, or returned something it must not. Nothing was changed."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the reranker {problem}: mend it, or open the store without one")
 
 
 class EmbeddingTimeout(MemfoldError):

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from memfold.api.opening import MasterKey, Target
 from memfold.api.store import MemoryStore, utc_now
-from memfold.embedding import Embedder
+from memfold.embedding import Embedder, Reranker
 from memfold.model import StoredEvent
 from memfold.projections.counting import CountTokens
 from memfold.settings import Settings
@@ -54,9 +54,10 @@ class AsyncMemoryStore:
         embedder: Embedder | None = None,
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
         options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
-        options |= {"count_tokens": count_tokens, "ranking_weights": ranking_weights}
+        options |= {"count_tokens": count_tokens, "ranking_weights": ranking_weights, "reranker": reranker}
         self._store = MemoryStore(target, settings=settings, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 

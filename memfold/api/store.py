@@ -19,7 +19,7 @@ from memfold.api.catalog import Catalog, from_cursor, session_place, to_cursor
 from memfold.api.opening import MasterKey, Target, open_target
 from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
-from memfold.embedding import Embedder, Encoder
+from memfold.embedding import Embedder, Encoder, Reranker
 from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, SettingsError, StoreClosed
 from memfold.events import MemoryRemembered
 from memfold.eventstore.append import Committer
@@ -94,7 +94,8 @@ class MemoryStore:
     `clock` returns the current time as an aware datetime. `embedder` makes the vectors that recall by meaning compares; it
     defaults to the MiniLM model that comes with memfold. `count_tokens` says how many tokens a text has, for `context`; it
     defaults to the tokenizer that comes with memfold. `ranking_weights` is a file of weights for recall, as
-    scripts/fit-ranking writes it. Safe to use from many threads; not across a fork.
+    scripts/fit-ranking writes it; a `reranker`, such as a cross-encoder, has the last word about the fifty best.
+    Safe to use from many threads; not across a fork.
 
     Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
     """
@@ -110,10 +111,14 @@ class MemoryStore:
         embedder: Embedder | None = None,
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
         self._counter = TokenCounter(count_tokens)
+        if reranker is not None and (isinstance(reranker, type) or not isinstance(reranker, Reranker)):
+            raise SettingsError("reranker", f"is {type(reranker).__name__}: give an object with rerank(query, texts)")
+        self._reranker = reranker
         self._weights = shipped() if ranking_weights is None else load(Path(ranking_weights))
         encoder = Encoder(default_embedder() if embedder is None else embedder)
         self._pid = os.getpid()
@@ -155,6 +160,7 @@ class MemoryStore:
             QueryVectors(count_max=settings.query_vectors_max, ttl_s=settings.view_idle_s),
             preferences=Preferences(settings.importance_weight, settings.recency_weight, settings.recency_half_life_days),
             weights=self._weights,
+            reranker=self._reranker,
             clock=clock,
         )
         self._catalog = Catalog(
@@ -502,6 +508,7 @@ class MemoryStore:
             InvalidQuery, FilterError: an argument makes no sense; an empty query, a limit outside 1 to 10,000, two scopes.
             ScopeTooLarge: the scope takes more RAM than views may.
             EmbedderFailed: the query cannot be embedded.
+            RerankerFailed: the reranker failed.
         """
         self._check()
         asked = Asked(

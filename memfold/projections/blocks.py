@@ -15,7 +15,7 @@ from memfold.embedding import Vectors
 from memfold.projections.words import Slots
 
 BLOCK_ROWS = 65_536
-FIRST_ROWS = 64
+FIRST_ROWS = 8
 
 
 class Blocks:
@@ -70,8 +70,7 @@ class Blocks:
 
     def size_bytes(self, count: int) -> int:
         """About how much RAM slots below `count` take."""
-        room = len(self._blocks[0]) if len(self._blocks) == 1 else 0
-        return 4 * self._width * max(count, min(room, 2 * FIRST_ROWS))
+        return 4 * self._width * count
 
 
 def grown(array: NDArray[Any], count: int, most: int | None = None) -> NDArray[Any]:

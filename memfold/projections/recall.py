@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from memfold.embedding import Reranker, reranked
 from memfold.errors import EmbedderFailed
 from memfold.eventstore.codec import key_context
-from memfold.model import Context, Memory, Ranking, Recollections
+from memfold.model import Context, Memory, Ranking, Recollection, Recollections
 from memfold.projections.caching import QueryVectors, Rate
 from memfold.projections.context import assemble, wanted
 from memfold.projections.counting import Count
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.filters import Condition
+from memfold.projections.fold import text_of
 from memfold.projections.learned import Weights
 from memfold.projections.lookup import id_bytes
 from memfold.projections.ranking import Preferences
@@ -31,6 +33,7 @@ AT_ONCE_S = 0.1  # what takes no longer is made while the view is held, so that 
 STATIC_TEXTS = 8_192  # between two looks at the clock
 STATIC_S = 0.25  # the static model may take this long even if nobody wants to wait
 STORED_ROWS = 5_000  # vectors that are fetched at a time
+RERANKED = 50  # of the best, if there is a reranker
 SAMPLE = 64  # rows that are looked at to tell whether somebody asked for the static model first
 
 
@@ -59,6 +62,7 @@ class Recaller:
         *,
         preferences: Preferences,
         weights: Mapping[str, Weights],
+        reranker: Reranker | None,
         clock: Callable[[], datetime],
     ) -> None:
         self._views = views
@@ -67,6 +71,7 @@ class Recaller:
         self._queries = queries
         self._preferences = preferences
         self._weights = weights
+        self._reranker = reranker
         self._clock = clock
         self._search = Search(queries.known_by)
 
@@ -76,12 +81,21 @@ class Recaller:
         return self._queries.rate, self._search.rate
 
     def recall(self, asked: Asked) -> Recollections:
-        """The best memories of a scope; none of an unknown session.
+        """The best memories of a scope; none of an unknown session. A reranker has the last word about the best of them.
 
         Raises:
             EmbedderFailed: the query cannot be embedded.
             ScopeTooLarge: the scope's view takes too much RAM.
+            RerankerFailed: the reranker did.
         """
+        if self._reranker is None or asked.ranking == "fixed":
+            return self._recall(asked)
+        found = self._recall(asked._replace(limit=max(asked.limit, RERANKED), min_score=0.0))
+        hits = last_word(self._reranker, asked.query, found, explain=asked.explain)
+        answer = [hit for hit in hits[: asked.limit] if hit.score >= asked.min_score]
+        return Recollections(answer, position=found.position, model=found.model, withheld=found.withheld)
+
+    def _recall(self, asked: Asked) -> Recollections:
         deadline = time.monotonic() + asked.wait_s
         encoder = self._embeddings.encoder
         vector = self._queries.vector(encoder.name, asked.query, encoder.encode_query)
@@ -183,6 +197,25 @@ class Recaller:
                 if view:
                     view.give(encoder.name, some, made)
             in_time = time.monotonic() < deadline  # if it is over, the next recall goes on from here
+
+
+def last_word(reranker: Reranker, query: str, found: Sequence[Recollection], *, explain: bool) -> list[Recollection]:
+    """The best as a reranker orders them, and the others behind.
+
+    Raises:
+        RerankerFailed: it raised, or returned something else than it promises.
+    """
+    head, tail = found[:RERANKED], found[RERANKED:]
+    if not head:
+        return []
+    scores = reranked(reranker, query, [text_of(hit.memory.content, hit.memory.speaker) for hit in head])
+    told = [{"reranker": score} if explain else {} for score in scores]
+    best = [
+        Recollection(memory=hit.memory, score=score, parts=parts) for hit, score, parts in zip(head, scores, told, strict=True)
+    ]
+    best.sort(key=lambda hit: -hit.score)
+    least = best[-1].score
+    return best + [Recollection(memory=hit.memory, score=min(hit.score, least), parts={}) for hit in tail]
 
 
 def _living(found: Recollections, view: View | None) -> Recollections:

@@ -23,7 +23,7 @@ from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
 from memfold.projections.words import Floats, Slots, asked_for, plain_words
 
-EXACT_MAX = 100_000
+EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
 CANDIDATES = 200  # that the mix likes best are looked at by the learned ranker
 NEAREST = 400  # by meaning, and as many by words
