@@ -178,7 +178,7 @@ def told(play: Play, store: MemoryStore, scope: dict[str, Any], questions: list[
     said: list[Any] = [[plain(memory) for memory in store.find(order="oldest", limit=10_000, **scope, **moment).memories]]
     said.append([store.count(where={"tags": tag}, **scope, **moment) for tag in "ab"])
     for question in questions:
-        found = store.recall(**question, limit=100, **scope, **moment)
+        found = store.recall(**question, limit=100, explain=True, **scope, **moment)
         said.append([(plain(hit.memory), hit.score, hit.parts) for hit in found])
     return said
 
@@ -518,11 +518,12 @@ def test_how_old_a_memory_was_at_a_position_depends_on_the_moment_alone(make_sto
     clock.at += 60 * DAY
     store.remember("the train is late", session_id="t", user_id="bob")
     then = store.stats().position
-    before = {str(scope): store.recall("tea", **scope)[0].parts["recency"] for scope in ALL_SCOPES}
+    ranked: dict[str, Any] = {"ranking": "fixed", "explain": True}
+    before = {str(scope): store.recall("tea", **ranked, **scope)[0].parts["recency"] for scope in ALL_SCOPES}
     clock.at += 60 * DAY
     for scope in ALL_SCOPES:
         for moment in (clock.at - 60 * DAY, then):
-            found = store.recall("tea", as_of=moment, **scope)
+            found = store.recall("tea", as_of=moment, **ranked, **scope)
             assert found[0].parts["recency"] == pytest.approx(before[str(scope)]), moment
 
 

@@ -633,6 +633,21 @@ def test_many_threads_ask_the_same_scope(make_store):
     assert len(answers) == 1
 
 
+def test_the_smallest_pool_of_connections_serves_wide_scopes_too(make_store):
+    store = make_store(settings=Settings(pool_connections_max=3, append_connections=1, connect_timeout_s=10))
+
+    def work(number: int) -> None:
+        memory = store.remember(f"tea {number}", session_id=f"s{number % 3}", user_id="ann", duplicates="skip")
+        for scope in ({}, {"user_id": "ann"}, {"as_of": store.find(f"s{number % 3}").position}):
+            assert memory.id in ids(everything(store, wait_s=60, **scope))
+        if number % 5 == 0:
+            store.forget(memory.id)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(24)))
+    assert store.count() == 19
+
+
 # -- the RAM of views ------------------------------------------------------------------------------------------------------
 
 

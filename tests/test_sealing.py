@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfold.errors import CorruptEvent, KeyUnavailable
-from memfold.events import NUMBERS, TYPES, MemoryForgotten, MemoryRemembered, MemoryUpdated, SessionForgotten, UserForgotten
+from memfold.events import (
+    NUMBERS,
+    TYPES,
+    MemoryForgotten,
+    MemoryMerged,
+    MemoryRemembered,
+    MemoryUpdated,
+    SessionForgotten,
+    UserForgotten,
+)
 from memfold.eventstore import sealing
 from memfold.eventstore.codec import Row, open_event, seal_event
 from memfold.eventstore.keyservice import LocalKeyService, create_key_file, parse_master_key, read_key_file
@@ -31,6 +40,7 @@ EVENTS = [
         occurred_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     ),
     MemoryUpdated(content="green tea", role=None, metadata={}),
+    MemoryMerged(content="green tea", speaker="Ann", tags=("b",), metadata={"n": 1}, importance=1.0),
     MemoryForgotten(reason="user_request"),
     MemoryForgotten(),
     SessionForgotten(),

@@ -5,6 +5,7 @@ at, and decided anew when somebody touched the memory in between.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -18,10 +19,12 @@ from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.model import Memory
 from memfold.projections import fold
-from memfold.projections.duplicates import Duplicates, first_of, texts
+from memfold.projections.duplicates import Duplicates, first_of, said, texts
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup, id_bytes, live
+
+TURNS = 64  # sessions in which a process decides about duplicates at once
 
 logger = logging.getLogger("memfold")
 
@@ -47,6 +50,7 @@ class Writer:
         self._duplicates = duplicates
         self._clock = clock
         self._retries_max = retries_max
+        self._turns = [threading.Lock() for _ in range(TURNS)]
 
     def remember(
         self,
@@ -102,38 +106,47 @@ class Writer:
         """
         vectors = self._duplicates.vectors(events, least)
         firsts = first_of(events, vectors, least)
-        for _ in range(self._retries_max):
-            at = self._clock()
-            ref = self._keyring.open_session(session_id, user_id, at)
-            known = self._duplicates.known(session_id, events, vectors, least)
-            if known is None or known.stream != ref.stream:
-                self._keyring.drop(session_id)
-                continue
-            repeated = self._was_appended(ref, events, idempotency_key)
-            plan = Plan(events, firsts, known.memories, merge=merge and not repeated)
-            sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
-            if not sealed or repeated:
-                return plan.memories(ref, at)
-            request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
-            answer = self._committer.append(request)
-            if answer.verdict is Verdict.ACCEPTED:
-                memories = plan.memories(ref, answer.recorded_at)
-                words = {memory.id: fold.text_of(memory.content, memory.speaker) for memory in memories}
-                embed(first, sealed, [words[memory_id_text(fact.memory_id or b"")] for fact in sealed], answer.positions)
-                return memories
-            if answer.verdict is not Verdict.CONFLICT:
-                self._keyring.drop(session_id)
+        with self._turns[hash(session_id) % TURNS]:  # this process's threads would only lose races to one another
+            for _ in range(self._retries_max):
+                at = self._clock()
+                ref = self._keyring.open_session(session_id, user_id, at)
+                known = self._duplicates.known(session_id, events, vectors, least)
+                if known is None or known.stream != ref.stream:
+                    self._keyring.drop(session_id)
+                    continue
+                repeated = self._appended(ref, events, idempotency_key)
+                before = self._made(repeated, events, known.memories) if repeated else known.memories
+                plan = Plan(events, firsts, before, merge=merge and not repeated)
+                sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
+                if not sealed or repeated:
+                    return plan.memories(ref, at)
+                request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
+                answer = self._committer.append(request)
+                if answer.verdict is Verdict.ACCEPTED:
+                    memories = plan.memories(ref, answer.recorded_at)
+                    words = {memory.id: fold.text_of(memory.content, memory.speaker) for memory in memories}
+                    embed(first, sealed, [words[memory_id_text(fact.memory_id or b"")] for fact in sealed], answer.positions)
+                    return memories
+                if answer.verdict is not Verdict.CONFLICT:
+                    self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
-    def _was_appended(self, ref: SessionRef, events: Sequence[Event], idempotency_key: str | None) -> bool:
-        """Whether this very call was made before. Raises as `_first_answer`."""
+    def _appended(self, ref: SessionRef, events: Sequence[Event], idempotency_key: str | None) -> list[LoggedEvent]:
+        """What this very call appended when it was made before; empty if it was not. Raises as `_first_answer`."""
         if idempotency_key is None:
-            return False
+            return []
         key_hmac = self._keyring.idempotency_hmac(ref.stream, idempotency_key)
-        if self._idempotent_row(ref, key_hmac) is None:
-            return False
-        self._first_answer(ref, key_hmac, events)
-        return True
+        return self._first_answer(ref, key_hmac, events) if self._idempotent_row(ref, key_hmac) else []
+
+    def _made(
+        self, logged: Sequence[LoggedEvent], events: Sequence[MemoryRemembered], known: Sequence[Memory | None]
+    ) -> list[Memory | None]:
+        """The memory of each event when it was first appended, as it is now; of those that were skipped, what is `known`."""
+        ids = {said(data): row.memory_id for row, data in logged if isinstance(data, MemoryRemembered | MemoryMerged)}
+        with self._lookup.view_of(memory_id_text(logged[0].row.memory_id or b"")) as view:
+            made = {what: view.table.current(memory_id or b"") for what, memory_id in ids.items()}
+        kept = [made.get(said(event)) for event in events]
+        return [each.memory if each else memory for each, memory in zip(kept, known, strict=True)]
 
     def update(
         self, memory_id: str, event: MemoryUpdated, *, expected_version: int | None, idempotency_key: str | None
