@@ -64,7 +64,7 @@ def small(request, monkeypatch):
     monkeypatch.setattr(words, "FOLDED_AT_ONCE", 40)
     monkeypatch.setattr(words, "COUNTS_AT_ONCE", 60)
     monkeypatch.setattr(words, "SMALL", 4)
-    monkeypatch.setattr(words, "BLOCK", 2)
+    monkeypatch.setattr(words, "GROUPS", 1)
     monkeypatch.setattr(words, "MANY", 5)
     monkeypatch.setattr(words, "FEW", request.param)
     monkeypatch.setattr(postings, "_HASH", 0x1)
