@@ -30,9 +30,9 @@ Floats = NDArray[np.float32]
 
 K1, B = 1.2, 0.75
 COUNTS_AT_ONCE = 2_000_000  # of words times slots, 4 bytes each
-FRESH_WORDS, FRESH_WORDS_MAX = 256, 16_384  # that stay as they came, at least and at most; between, a share of all:
+FRESH_WORDS, FRESH_WORDS_MAX = 256, 16_384  # that may be looked up as they came, at least and at most; between, a share:
 FRESH_SHARE = 1 / 16
-FOLDED_AT_ONCE = 1_000_000  # words, 8 bytes each
+FOLDED_AT_ONCE = 1_000_000  # words, 8 bytes each, before they are sorted in any case
 SMALL = 100_000  # postings, which are merged in milliseconds
 GROUPS = 8  # for each of the best that are wanted, of which the largest values are looked at first
 MANY = 1_000  # slots asked for: then those without any of the words are left out first
@@ -93,12 +93,17 @@ class Words:
         self._lengths[slot] = 0
 
     def settle(self) -> None:
-        """After a fold: keep nothing that only quickens the next text of the same fold, and sort what came if it is much."""
-        self._fresh.settle()
+        """After a fold: keep nothing that tells of rows that are gone, nor more than is needed until the next fold."""
+        if not self._unsorted():
+            self._fresh.settle()
+        elif self._fresh.removed:
+            self._sort_fresh()
         if any(2 * segment.gone > len(segment) for segment in self._segments):
             self._segments = [merged([each]) if each.gone else each for each in self._segments if each.gone < len(each)]
-        if len(self._fresh) > max(FRESH_WORDS, min(FRESH_WORDS_MAX, int(FRESH_SHARE * self._total))):
-            self._sort_fresh()
+
+    def _unsorted(self) -> bool:
+        """Whether so much came that it is to be sorted before anything is looked up; not earlier, for still more may come."""
+        return len(self._fresh) > max(FRESH_WORDS, min(FRESH_WORDS_MAX, int(FRESH_SHARE * self._total)))
 
     def _sort_fresh(self) -> None:
         self._segments.append(self._fresh.segment())
@@ -172,6 +177,8 @@ class Words:
 
     def _found(self, words: Sequence[str]) -> list[_Found]:
         """Where those of the words stand that any row holds, in the order of `words`."""
+        if self._unsorted():
+            self._sort_fresh()
         segments = [[segment.postings(word) for word in words] for segment in self._segments]
         found = []
         for each in zip(*segments, self._fresh.postings(words), strict=True):
