@@ -79,8 +79,8 @@ def test_it_is_not_asked_about_nothing_nor_by_the_fixed_mix(make_store):
 
 def test_a_context_is_chosen_by_it(make_store):
     store = make_store(reranker=Longest())
-    fill(store, 60)
-    assert "x" * 59 in str(store.context("tea", session_id="s", max_tokens=120))
+    fill(store, 40)
+    assert "x" * 39 in str(store.context("tea", session_id="s", max_tokens=120))
 
 
 @pytest.mark.parametrize(
