@@ -159,6 +159,15 @@ def test_no_trace_of_a_word_is_left_when_the_last_row_that_holds_it_goes(also, b
     assert b"plover" not in left
 
 
+def test_between_folds_no_word_is_kept_as_it_was_written():
+    index = Words()
+    index.add(0, "running")
+    index.settle()
+
+    assert b"run" in everything_in(vars(index))
+    assert b"running" not in everything_in(vars(index))
+
+
 def test_the_hash_of_a_word_goes_with_it():
     vocabulary, _ = postings.vocabulary_of([f"word{number}" for number in range(50)])
     ordered = vocabulary.words()

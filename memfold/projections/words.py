@@ -120,8 +120,7 @@ class Words:
         self._sort_fresh()
         for segment in self._segments:
             segment.renumber(new)
-        living = [segment for segment in self._segments if segment.gone < len(segment)]
-        self._segments = [merged(living)] if living else []
+        self._segments = [merged(self._segments)]
         self._lengths = array("I", np.frombuffer(self._lengths, np.uint32)[slots].tobytes())
         self._lengths.append(0)
 
