@@ -26,7 +26,7 @@ WITHOUT_MEANING = (
     "best", "mix", "words", "words_pair", "words_before", "covered", "covered_wide", "mix_before", "mix_beside", "near",
     "named", "own_words", "named_personal", "length", "asks", "names", "answers", "no_time", "no_number", "other_time",
 )  # fmt: skip
-WITH_MEANING = (*WITHOUT_MEANING, "meaning", "similarity", "echo", "named_meaning")
+WITH_MEANING = (*WITHOUT_MEANING, "meaning", "echo", "named_meaning")
 
 _WEEKDAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)day"
 _TIME = re.compile(
@@ -65,9 +65,11 @@ def text_facts(content: str) -> tuple[int, int, int, int, int, int]:
 class Known(NamedTuple):
     """What is known of n ranked rows, and more of the candidates among them and of those around each candidate.
 
-    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with; `usual` are the mean and the standard deviation of those of all rows there are), the BM25 weights `alone` and
+    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with), the BM25
+    weights `alone` and
     `paired`, `mixed`, the sum that the fixed mix came to, `named`, whether the query names their speaker, and `before` and
     `after`, the places of their neighbours in their session, -1 where there is none or it is not among the n.
+    `usual` are the mean and the standard deviation of the similarities of all rows there are, ranked or not.
     `window` (5, c) says where around each of c candidates is looked, as `window_of` finds it. Of the rows there: `held`
     (words, 5, c), which of the query's words stand in them, `facts` (5, c, len(FACTS)), their `text_facts`, and `speakers`
     (5, c), a number each, 0 for nobody; what stands at a -1 does not matter, but that nothing is held there. Of each word
@@ -86,7 +88,7 @@ class Known(NamedTuple):
     window: Slots
     held: NDArray[np.bool_]
     facts: NDArray[np.uint8]
-    speakers: NDArray[np.uint32]
+    speakers: NDArray[np.int64]
     rarity: Floats
     echoes: Floats | None
     fits: Floats | None
@@ -106,7 +108,8 @@ def _next(rows: Slots, links: Slots, occurred_at: NDArray[np.int64]) -> Slots:
     """Where the links of some rows lead; -1 from -1, and over a pause."""
     found = np.where(rows >= 0, links[rows], -1)
     together = np.abs(occurred_at[found] - occurred_at[rows]) <= PAUSE_MICROS
-    return np.where((found >= 0) & together, found, -1)
+    reached: Slots = np.where((found >= 0) & together, found, -1)
+    return reached
 
 
 def echo_weights(mixed: Floats) -> Floats:
@@ -117,7 +120,8 @@ def echo_weights(mixed: Floats) -> Floats:
     """
     best = mixed[:ECHOES_OF]
     weights = np.exp(np.float32(ECHO_SHARPNESS) * (best - best.max(initial=0)))
-    return weights / weights.sum()
+    shares: Floats = weights / weights.sum()
+    return shares
 
 
 def features(query: str, known: Known) -> dict[str, Floats]:
@@ -129,13 +133,14 @@ def features(query: str, known: Known) -> dict[str, Floats]:
     found = _surroundings(known, likeness) | _words(known) | _people(known) | _text(query, known)
     if likeness is not None and known.echoes is not None:
         rows = known.window[0]
-        found |= {"meaning": likeness[rows], "similarity": known.similarities[rows], "echo": known.echoes, "named_meaning": likeness[rows] * known.named[rows]}
+        found |= {"meaning": likeness[rows], "echo": known.echoes, "named_meaning": likeness[rows] * known.named[rows]}
     return found
 
 
 def _of(values: Floats, rows: Slots) -> Floats:
     """The values of some rows; 0 for row -1."""
-    return np.where(rows >= 0, values[rows], np.float32(0))
+    found: Floats = np.where(rows >= 0, values[rows], np.float32(0))
+    return found
 
 
 def _saturated(weights: Floats, half: float) -> Floats:
@@ -146,7 +151,8 @@ def _likeness(similarities: Floats, usual: tuple[float, float]) -> Floats:
     """How far each row's similarity lies above the usual one, up to 1: the same for embedders of any habits."""
     mean, deviation = usual
     scale = np.float32(1 / max(DEVIATIONS_MAX * deviation, 1e-6))
-    return np.clip((similarities - np.float32(mean)) * scale, np.float32(-0.5), np.float32(1))
+    likeness: Floats = np.clip((similarities - np.float32(mean)) * scale, np.float32(-0.5), np.float32(1))
+    return likeness
 
 
 def _words(known: Known) -> dict[str, Floats]:

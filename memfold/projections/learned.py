@@ -63,7 +63,8 @@ def score(weights: Weights, found: Mapping[str, Floats], preferred: Mapping[str,
     logits = np.full(len(found["words"]), weights.bias, np.float32)
     for part in parts.values():
         logits += part
-    return Learned(1 / (1 + np.exp(-logits)), weights.bias, parts)
+    total: Floats = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    return Learned(total, weights.bias, parts)
 
 
 @cache
