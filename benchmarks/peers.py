@@ -41,6 +41,7 @@ LANGGRAPH_VECTORS = Peer(
     "worker_langgraph_vectors.py",
 )
 EVENTSOURCING = Peer("eventsourcing", ("eventsourcing[postgres]==9.5.6", "psycopg[binary]==3.3.9"), "worker_eventsourcing.py")
+TANTIVY = Peer("tantivy", ("tantivy==0.27.0",), "worker_tantivy.py")
 
 
 def install(peer: Peer) -> Path:
@@ -89,6 +90,6 @@ class Worker:
 
 
 if __name__ == "__main__":
-    for each in (LANGGRAPH, LANGGRAPH_VECTORS, EVENTSOURCING):
+    for each in (LANGGRAPH, LANGGRAPH_VECTORS, EVENTSOURCING, TANTIVY):
         with Worker(each) as worker:
             print(worker.about)

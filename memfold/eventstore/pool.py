@@ -1,7 +1,7 @@
 """A database's connections: so many at most, kept warm, made by whoever needs one.
 
 There is no thread here, and nothing is sent to find out whether a connection still works: the statement that fails on it
-tells, and its user gives up all that were made so far. Taking a connection and giving it back costs 1.5 µs. Called by
+tells, and its user gives up all that were made so far. Taking a connection and giving it back costs 1 µs. Called by
 `database`, which says what a connection is; here it is something that can be closed.
 """
 

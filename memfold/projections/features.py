@@ -23,10 +23,10 @@ DEVIATIONS_MAX = 6.0
 ECHOES_OF, ECHO_SHARPNESS = 10, 8.0
 
 WITHOUT_MEANING = (
-    "words", "words_pair", "words_before", "covered", "covered_wide", "mix_before", "mix_beside", "near",
-    "other_named", "own_words", "named_personal", "length", "asks", "names", "answers", "time", "number", "when",
+    "best", "mix", "words", "words_pair", "words_before", "covered", "covered_wide", "mix_before", "mix_beside", "near",
+    "named", "own_words", "named_personal", "length", "asks", "names", "answers", "no_time", "no_number", "other_time",
 )  # fmt: skip
-WITH_MEANING = (*WITHOUT_MEANING, "meaning", "echo", "named_meaning")
+WITH_MEANING = (*WITHOUT_MEANING, "meaning", "similarity", "echo", "named_meaning")
 
 _WEEKDAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)day"
 _TIME = re.compile(
@@ -54,9 +54,9 @@ def text_facts(content: str) -> tuple[int, int, int, int, int, int]:
     """
     return (
         min(len(content.split()), LENGTH_MAX),
-        _ASKS.search(content) is not None,
-        _TIME.search(content) is not None,
-        _NUMBER.search(content) is not None,
+        int(_ASKS.search(content) is not None),
+        int(_TIME.search(content) is not None),
+        int(_NUMBER.search(content) is not None),
         min(len(_FIRST_PERSON.findall(content)), TIMES_MAX),
         min(len(_NAME.findall(content)), TIMES_MAX),
     )
@@ -65,7 +65,7 @@ def text_facts(content: str) -> tuple[int, int, int, int, int, int]:
 class Known(NamedTuple):
     """What is known of n ranked rows, and more of the candidates among them and of those around each candidate.
 
-    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with), the BM25 weights `alone` and
+    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with; `usual` are the mean and the standard deviation of those of all rows there are), the BM25 weights `alone` and
     `paired`, `mixed`, the sum that the fixed mix came to, `named`, whether the query names their speaker, and `before` and
     `after`, the places of their neighbours in their session, -1 where there is none or it is not among the n.
     `window` (5, c) says where around each of c candidates is looked, as `window_of` finds it. Of the rows there: `held`
@@ -76,6 +76,7 @@ class Known(NamedTuple):
     """
 
     similarities: Floats | None
+    usual: tuple[float, float]
     alone: Floats
     paired: Floats
     mixed: Floats
@@ -88,7 +89,7 @@ class Known(NamedTuple):
     speakers: NDArray[np.uint32]
     rarity: Floats
     echoes: Floats | None
-    fits: Floats
+    fits: Floats | None
 
 
 def window_of(candidates: Slots, before: Slots, after: Slots, occurred_at: NDArray[np.int64]) -> Slots:
@@ -124,12 +125,11 @@ def features(query: str, known: Known) -> dict[str, Floats]:
 
     They are those of `WITH_MEANING`, or without similarities those of `WITHOUT_MEANING`.
     """
-    likeness = None if known.similarities is None else _likeness(known.similarities)
-    found = _words(known) | _surroundings(known, likeness) | _people(known) | _text(query, known)
-    found["when"] = known.fits
+    likeness = None if known.similarities is None else _likeness(known.similarities, known.usual)
+    found = _surroundings(known, likeness) | _words(known) | _people(known) | _text(query, known)
     if likeness is not None and known.echoes is not None:
         rows = known.window[0]
-        found |= {"meaning": likeness[rows], "echo": known.echoes, "named_meaning": likeness[rows] * known.named[rows]}
+        found |= {"meaning": likeness[rows], "similarity": known.similarities[rows], "echo": known.echoes, "named_meaning": likeness[rows] * known.named[rows]}
     return found
 
 
@@ -142,9 +142,9 @@ def _saturated(weights: Floats, half: float) -> Floats:
     return weights / (weights + np.float32(half))
 
 
-def _likeness(similarities: Floats) -> Floats:
+def _likeness(similarities: Floats, usual: tuple[float, float]) -> Floats:
     """How far each row's similarity lies above the usual one, up to 1: the same for embedders of any habits."""
-    mean, deviation = float(similarities.mean(dtype=np.float64)), float(similarities.std(dtype=np.float64))
+    mean, deviation = usual
     scale = np.float32(1 / max(DEVIATIONS_MAX * deviation, 1e-6))
     return np.clip((similarities - np.float32(mean)) * scale, np.float32(-0.5), np.float32(1))
 
@@ -171,6 +171,8 @@ def _surroundings(known: Known, likeness: Floats | None) -> dict[str, Floats]:
         worth = np.float32(0.5) * (worth + np.maximum(likeness, 0))
     worth = np.append(np.maximum(worth - np.float32(NEAR_FROM), 0), np.float32(0))
     return {
+        "best": np.full(len(row), known.mixed.max(initial=0), np.float32),
+        "mix": known.mixed[row],
         "mix_before": before_mixed,
         "mix_beside": np.maximum(before_mixed, after_mixed),
         "near": _summed(worth, row, known.before) + _summed(worth, row, known.after),
@@ -193,7 +195,7 @@ def _people(known: Known) -> dict[str, Floats]:
     named = known.named[row]
     goes_on = (before >= 0) & (known.speakers[1] == known.speakers[0])
     return {
-        "other_named": (known.named.any() & ~named).astype(np.float32),
+        "named": named.astype(np.float32),
         "own_words": goes_on * _saturated(_of(known.alone, before), HALF),
         "named_personal": named * known.facts[0, :, FIRST_PERSON] / np.float32(TIMES_MAX),
     }
@@ -209,6 +211,7 @@ def _text(query: str, known: Known) -> dict[str, Floats]:
         "asks": facts[ASKS],
         "names": facts[NAMES] / np.float32(TIMES_MAX),
         "answers": asked * _saturated(_of(known.alone, before), HALF),
-        "time": facts[TIME] * np.float32(_ASKS_WHEN.search(query) is not None),
-        "number": facts[NUMBER] * np.float32(_ASKS_NUMBER.search(query) is not None),
+        "no_time": (1 - facts[TIME]) * np.float32(_ASKS_WHEN.search(query) is not None),
+        "no_number": (1 - facts[NUMBER]) * np.float32(_ASKS_NUMBER.search(query) is not None),
+        "other_time": np.zeros(facts.shape[1], np.float32) if known.fits is None else 1 - known.fits,
     }

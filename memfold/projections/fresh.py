@@ -1,7 +1,7 @@
 """The words of the newest rows, as they come: what a single remember pays, and what a fold of many is sorted from.
 
 Every word of a text is a number and its slot, in two flat arrays. Looking a word up goes through all of them, so `words.Words`
-lets only a few thousand stay between folds.
+lets only a few thousand stay when it is asked.
 """
 
 from array import array
@@ -42,7 +42,7 @@ class Fresh:
         self._tokens = array("I")
         self._slots = array("I")
         self._texts: dict[int, tuple[int, int]] = {}  # of each slot, where in the arrays its words begin and end
-        self._removed = False
+        self.removed = False  # a row since the last `settle`
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -62,15 +62,15 @@ class Fresh:
             return False
         for at in range(*self._texts.pop(slot)):
             self._tokens[at] = STOP
-        self._removed = True
+        self.removed = True
         return True
 
     def settle(self) -> None:
         """Drop the ways of writing, which only quicken the next text of the same fold, and words that no row holds any more."""
-        if self._removed:
+        if self.removed:
             used = set(self._tokens)
             self._words = {word: number for word, number in self._words.items() if number in used}
-            self._removed = False
+            self.removed = False
         self._numbers = _Numbers(self._words, self._numbers.last)
 
     def postings(self, words: Sequence[str]) -> list[Postings | None]:
@@ -103,4 +103,4 @@ class Fresh:
 
     def size_bytes(self) -> int:
         """About how much RAM it takes."""
-        return 8 * len(self._tokens) + 200 * len(self._texts) + 170 * len(self._words)
+        return 8 * len(self._tokens) + 200 * len(self._texts) + 170 * len(self._words) + 150 * len(self._numbers)

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memfold.projections.features import FACTS, NEAR_ROWS
+from memfold.projections.features import FACTS
 from memfold.projections.words import Floats, Slots, plain_words
 
 EMPTY_MAX = 1_000  # empty slots before they are closed up, if they are also half of all
 NOWHERE = -1
-BACK, FORTH = NEAR_ROWS + 3, NEAR_ROWS + 3  # so many rows before and after a row may count for its score
 NOBODY = 0
 FACTS_BYTES = len(FACTS)
 
@@ -186,17 +185,23 @@ class Places:
         every = self.all()
         return every if len(asked) == self.count else every._replace(asked=np.searchsorted(every.slots, asked))
 
-    def around(self, asked: Slots) -> Rows:
-        """These live slots, rising, with all that stands near enough to count for their scores."""
+    def around(self, asked: Slots, reach: int) -> Rows:
+        """These live slots, rising, and those up to `reach` before and after each in its session."""
         near = [asked]
-        for links, steps in ((self._before, BACK), (self._after, FORTH)):
+        for links in (self._before, self._after):
             at = asked
-            for _ in range(steps):
+            for _ in range(reach):
                 at = _slots(links, np.int32, at)
                 at = at[at != NOWHERE]
                 near.append(at)
-        slots = np.unique(np.concatenate(near))
+        slots = distinct(np.concatenate(near))
         return self._among(slots, np.searchsorted(slots, asked))
+
+    def sample(self, count: int) -> Slots:
+        """About so many live slots, evenly over all."""
+        slots = np.arange(0, len(self._live), max(1, len(self._live) // count))
+        live: Slots = slots[np.frombuffer(self._live, np.uint8)[slots] > 0]
+        return live
 
     def _among(self, slots: Slots, asked: Slots) -> Rows:
         before, after = (self._placed(links, slots) for links in (self._before, self._after))
@@ -295,6 +300,14 @@ class Places:
             self._called[word].discard(number)
             if not self._called[word]:
                 del self._called[word]
+
+
+def distinct(slots: Slots) -> Slots:
+    """Each slot once, rising. Several times as fast as `np.unique` for some thousands."""
+    slots = np.sort(slots)
+    first = np.ones(len(slots), np.bool_)
+    np.not_equal(slots[1:], slots[:-1], out=first[1:])
+    return slots[first]
 
 
 def _slots(values: "array[int]", kind: type[np.generic], slots: Slots) -> Slots:

@@ -15,9 +15,9 @@ import numpy as np
 from memfold.model import Recollection
 from memfold.projections import learned, ranking
 from memfold.projections.caching import Rate
-from memfold.projections.features import ECHOES_OF, Known, echo_weights, features, window_of
+from memfold.projections.features import ECHOES_OF, NEAR_ROWS, Known, echo_weights, features, window_of
 from memfold.projections.filters import ALL, Condition
-from memfold.projections.places import NOWHERE, Places, Rows
+from memfold.projections.places import NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
 from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
@@ -26,7 +26,9 @@ from memfold.projections.words import Floats, Slots, asked_for, plain_words
 EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
 CANDIDATES = 200  # that the mix likes best are looked at by the learned ranker
-NEAREST = 400  # by meaning, and as many by words
+MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
+SAMPLE = 2_000  # rows
+NEAREST = 300  # by meaning, and as many by words
 DAY_MICROS = 86_400e6
 
 
@@ -99,11 +101,20 @@ def search(
     if not len(candidates):
         return []
     head, tail = candidates[:CANDIDATES], candidates[CANDIDATES:]
-    found = _learned(view, question, rows, known, mix, head, explain=explain)
+    found = _learned(view, question, _Ranked(rows, known, mix, head), explain=explain)
     found.sort(key=lambda hit: -hit.score)
     if len(tail):
         found += _behind(_told(view, rows, mix, tail, explain=explain), float(mix.total[head[-1]]), found[-1].score)
     return [hit for hit in found[:limit] if hit.score >= min_score]
+
+
+class _Ranked(NamedTuple):
+    """Rows that the mix has ranked, and the places of the best among them, best first."""
+
+    rows: Rows
+    known: ranking.Evidence
+    mix: ranking.Scores
+    best: Slots
 
 
 def _behind(found: list[Found], last: float, score: float) -> list[Found]:
@@ -119,28 +130,23 @@ def _told(view: View, rows: Rows, mix: ranking.Scores, places: Slots, *, explain
     return [Found(row, total, {}) for row, total in zip(of_rows, mix.total[places].tolist(), strict=True)]
 
 
-def _learned(  # noqa: PLR0917
-    view: View,
-    question: Question,
-    rows: Rows,
-    known: ranking.Evidence,
-    mix: ranking.Scores,
-    places: Slots,
-    *,
-    explain: bool,
-) -> list[Found]:
-    """The candidates at `places` among `rows` with the scores of the learned ranker, in the order of the mix."""
-    window = window_of(places, known.before, known.after, view.places.occurred_at(rows.slots))
+def _learned(view: View, question: Question, ranked: _Ranked, *, explain: bool) -> list[Found]:
+    """The best of the mix with the scores of the learned ranker, in the order of the mix."""
+    echoes = None if ranked.known.similarities is None else _echoes(view, question, ranked)
+    if len(ranked.rows.slots) < view.places.count:
+        ranked = _seen_closer(view, question, ranked)
+    rows, known, mix, best = ranked
+    window = window_of(best, known.before, known.after, view.places.occurred_at(rows.slots))
     around = np.where(window >= 0, rows.slots[window], NOWHERE)
     rarity, held = view.words.holding(asked_for(question.text), around.ravel())
-    mixed = mix.mixed
     found = features(
         question.text,
         Known(
             similarities=known.similarities,
+            usual=_usual(view, question, ranked),
             alone=known.matches.alone,
             paired=known.matches.paired,
-            mixed=mixed,
+            mixed=mix.mixed,
             named=known.named,
             before=known.before,
             after=known.after,
@@ -149,24 +155,43 @@ def _learned(  # noqa: PLR0917
             facts=view.places.facts(around.ravel()).reshape(*window.shape, -1),
             speakers=view.places.speakers(around.ravel()).reshape(window.shape),
             rarity=rarity,
-            echoes=None if known.similarities is None else _echoes(view, question, rows, mix, places),
-            fits=np.zeros(len(places), np.float32) if known.when is None else known.when[places],
+            echoes=echoes,
+            fits=None if known.when is None else known.when[best],
         ),
     )
-    liked = {name: part[places] for name, part in mix.parts.items() if name in ("importance", "recency")}
+    liked = {name: part[best] for name, part in mix.parts.items() if name in ("importance", "recency")}
     assert question.weights is not None
     scores = learned.score(question.weights, found, liked)
-    of_rows = view.places.rows(rows.slots[places])
+    of_rows = view.places.rows(rows.slots[best])
     if explain:
         return [Found(row, *scores.of(at)) for at, row in enumerate(of_rows)]
     return [Found(row, total, {}) for row, total in zip(of_rows, scores.total.tolist(), strict=True)]
 
 
-def _echoes(view: View, question: Question, rows: Rows, mix: ranking.Scores, places: Slots) -> Floats:
-    """How like each candidate is to those rows that the mix likes best of all, asked for or not."""
-    best = places if len(rows.asked) == len(rows.slots) else ranking.best(mix.total, np.arange(len(rows.slots)), ECHOES_OF, 0.0)
-    vectors, weights = view.vectors[question.model or ""], echo_weights(mix.mixed[best])
-    return vectors.similarities(weights @ vectors.dump(rows.slots[best[: len(weights)]]), rows.slots[places])
+def _seen_closer(view: View, question: Question, ranked: _Ranked) -> _Ranked:
+    """The same best, among all rows that stand near enough to count for what the learned ranker looks at."""
+    slots = ranked.rows.slots[ranked.best]
+    rows = view.places.around(np.sort(slots), NEAR_ROWS + MIX_REACH)
+    known = evidence(view, question, rows)
+    return _Ranked(rows, known, ranking.score(known, question.preferences), np.searchsorted(rows.slots, slots))
+
+
+def _usual(view: View, question: Question, ranked: _Ranked) -> tuple[float, float]:
+    """Mean and standard deviation of the similarities of all rows, or of a sample where not all are ranked."""
+    similarities = ranked.known.similarities
+    if similarities is None:
+        return 0.0, 1.0
+    if len(similarities) < view.places.count and question.vector is not None:
+        similarities = view.vectors[question.model or ""].similarities(question.vector, view.places.sample(SAMPLE))
+    return float(similarities.mean(dtype=np.float64)), float(similarities.std(dtype=np.float64))
+
+
+def _echoes(view: View, question: Question, ranked: _Ranked) -> Floats:
+    """How like each of the best is to those rows that the mix likes best of all, asked for or not."""
+    rows, _, mix, best = ranked
+    likes = best if len(rows.asked) == len(rows.slots) else ranking.best(mix.total, np.arange(len(rows.slots)), ECHOES_OF, 0.0)
+    vectors, weights = view.vectors[question.model or ""], echo_weights(mix.mixed[likes])
+    return vectors.similarities(weights @ vectors.dump(rows.slots[likes[: len(weights)]]), rows.slots[best])
 
 
 def _rows(view: View, question: Question, where: Condition) -> Rows:
@@ -174,19 +199,19 @@ def _rows(view: View, question: Question, where: Condition) -> Rows:
     places = view.places
     if where != ALL:
         asked = places.slots_of(view.table.matching(where))
-        return places.among_all(asked) if places.count <= EXACT_MAX else places.around(asked)
+        return places.among_all(asked) if places.count <= EXACT_MAX else places.around(asked, MIX_REACH)
     if places.count <= EXACT_MAX:
         return places.all()
     near = [view.words.nearest(asked_for(question.text), NEAREST)]
     if question.vector is not None and question.model in view.vectors:
         near.append(view.vectors[question.model].nearest(question.vector, NEAREST))
-    return places.around(_with_neighbours(places, np.concatenate(near)))
+    return places.around(_with_neighbours(places, np.concatenate(near)), MIX_REACH)
 
 
 def _with_neighbours(places: Places, slots: Slots) -> Slots:
     """These slots and those beside them, each once, rising."""
     near = np.concatenate([slots, places.before(slots), places.after(slots)])
-    return np.unique(near[near != NOWHERE])
+    return distinct(near[near != NOWHERE])
 
 
 def evidence(view: View, question: Question, rows: Rows) -> ranking.Evidence:
