@@ -632,4 +632,4 @@ def test_a_deferred_batch_knows_duplicates_as_well(make_store):
     assert memories[0].id == memories[2].id == again[0].id
     assert store.count("s") == 3
     store.flush(PATIENCE_S)
-    assert store.recall("lemon", session_id="s", limit=1)[0].memory.id == again[1].id
+    assert store.recall("lemon", session_id="s", limit=1, ranking="fixed")[0].memory.id == again[1].id
