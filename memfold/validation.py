@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from memfold.errors import InvalidMemory, InvalidQuery
 from memfold.events import MemoryRemembered, MemoryUpdated
-from memfold.model import NewMemory
+from memfold.model import Memory, NewMemory
 
 CONTENT_BYTES_MAX = 262_144
 METADATA_BYTES_MAX = 65_536
@@ -214,6 +214,18 @@ def name(field: str, value: object) -> str:
     if len(text) > NAME_CHARACTERS_MAX:
         raise InvalidMemory(field, f"has {len(text):,} characters, at most {NAME_CHARACTERS_MAX} are kept")
     return text
+
+
+def merged(memory: Memory) -> None:
+    """A memory that something is merged into must stay one that could have been remembered."""
+    if len(memory.tags) > TAGS_MAX:
+        raise InvalidMemory(
+            "tags", f"would be {len(memory.tags)} after merging, at most {TAGS_MAX} are kept: skip it, or keep it apart"
+        )
+    size = len(msgspec.json.encode(memory.metadata))
+    if size > METADATA_BYTES_MAX:
+        problem = f"would have {size:,} bytes as JSON after merging, at most {METADATA_BYTES_MAX:,} are kept"
+        raise InvalidMemory("metadata", f"{problem}: skip it, or keep it apart")
 
 
 def reason(value: object) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
 
+from memfold import validation
 from memfold.errors import Contended, EmbedderFailed, IdempotencyConflict, MemoryForgotten, StoreUnavailable, VersionConflict
 from memfold.events import Event, MemoryMerged, MemoryRemembered, MemoryUpdated
 from memfold.eventstore import arrays, reader, sealing
@@ -120,6 +121,8 @@ class Writer:
                 sealed = [self._seal(event, ref, memory_id) for memory_id, event in plan.facts]
                 if not sealed or repeated:
                     return plan.memories(ref, at)
+                for memory in plan.memories(ref, at):
+                    validation.merged(memory)
                 request = self._request(ref, sealed, at, events, idempotency_key, expected=known.version, of_all=True)
                 answer = self._committer.append(request)
                 if answer.verdict is Verdict.ACCEPTED:
