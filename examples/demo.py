@@ -56,12 +56,8 @@ IN_OTHER_WORDS = [
     Question("What is Portugal's climate in autumn?", "October in Lisbon"),
 ]
 THE_CODE = "What alarm code did Nora set for the studio?"
-PARTS = {
-    "meaning": "how near the turn is in meaning; the turn before counts for a quarter",
-    "words": "the words they share, rare ones more; the turn before may hold some of them",
-    "neighbours": "how well the turns before and after it answer",
-    "speaker": "the question names who said it",
-}
+PARTS_SHOWN = 6
+CONTEXT_TOKENS = 180
 
 out = Console(highlight=False)
 width = min(WIDTH_MAX, out.width) if sys.stdout.isatty() else WIDTH_MAX
@@ -176,7 +172,7 @@ def recall_in_other_words(store: MemoryStore) -> None:
         "are UTC. How often recall is right in conversations that nobody picked: benchmarks/README.md."
     )
     for question in IN_OTHER_WORDS:
-        found = show(store, question.query, limit=1)
+        found = show(store, question.query, limit=1, explain=True)
         check(question.answer in found[0].memory.content, f"{question.query!r} has another best answer")
         check(found[0].parts["words"] == 0, f"the words had a part in the answer to {question.query!r}")
 
@@ -186,14 +182,17 @@ def recall_in_other_words(store: MemoryStore) -> None:
 
 def recall_with_reasons(store: MemoryStore) -> None:
     chapter("3. Recall: what a score is made of, and where to look")
-    paragraph("Words count as well, and the turns around an answer, and who said it. hit.parts tells how much:")
-    best = show(store, THE_CODE)[0]
+    paragraph(
+        "Words count as well, and the turns around an answer, and who said it. With explain=True, hit.parts tells what each "
+        "feature adds to the score; these count most:"
+    )
+    best = show(store, THE_CODE, explain=True)[0]
     check("4711" in best.memory.content, "the alarm code is not the best answer")
     out.print()
-    for name, meaning in PARTS.items():
-        fact(name, f"{best.parts[name]:.2f}  {meaning}")
-    fact("score", f"{best.score:.2f}  their sum")
-    check(best.parts.keys() == PARTS.keys() and all(part > 0 for part in best.parts.values()), "a part of the score is missing")
+    shares = sorted(best.parts.items(), key=lambda part: -abs(part[1]))
+    for name, share in shares[:PARTS_SHOWN]:
+        fact(name, f"{share:+.2f}")
+    fact("score", f"{best.score:.2f}  the sum of all {len(shares)}")
     check(abs(sum(best.parts.values()) - best.score) < 1e-4, "the parts do not add up to the score")
 
     out.print()
@@ -213,8 +212,9 @@ def recall_with_reasons(store: MemoryStore) -> None:
 def show(store: MemoryStore, query: str, *, limit: int = 2, **restriction: Any) -> Recollections:
     """Ask, and print the best answers."""
     found, elapsed = timed(lambda: store.recall(query, session_id=SESSION, limit=limit, **restriction))
+    told = {name: value for name, value in restriction.items() if name != "explain"}
     given = ", ".join(
-        f"{name}={value:%d %b}" if isinstance(value, datetime) else f"{name}={value}" for name, value in restriction.items()
+        f"{name}={value:%d %b}" if isinstance(value, datetime) else f"{name}={value}" for name, value in told.items()
     )
     out.print()
     out.print(Text.assemble("  ", (query, "bold"), (f"  {elapsed * 1000:.1f} ms  {given}".rstrip(), "dim")), soft_wrap=True)
@@ -237,6 +237,7 @@ def update_the_alarm_code(store: MemoryStore) -> None:
         "history() lists both."
     )
     out.print()
+    before = store.stats().position
     store.update(old.id, content=old.content.replace("4711, like the cologne", "9902"), expected_version=old.version)
     changes = store.history(old.id)
     for change in changes:
@@ -246,6 +247,18 @@ def update_the_alarm_code(store: MemoryStore) -> None:
     check(bool(changes[0].memory and "4711" in changes[0].memory.content), "the history does not hold the old version")
     best = show(store, THE_CODE, limit=1)[0].memory
     check(best.id == old.id and "9902" in best.content, "the new version is not the best answer")
+    out.print()
+    paragraph(
+        "The past can still be asked: with as_of=, at any position of the log or any time. And context() lays out for a prompt "
+        "what answers a question, within a budget of tokens, fenced so that it reads as data:"
+    )
+    then = show(store, THE_CODE, limit=1, as_of=before)[0].memory
+    check(then.id == old.id and "4711" in then.content, "the past does not answer as it did")
+    context = store.context(THE_CODE, session_id=SESSION, max_tokens=CONTEXT_TOKENS)
+    check("9902" in str(context) and context.tokens <= CONTEXT_TOKENS, "the context does not hold the answer within its budget")
+    out.print()
+    for line in str(context).splitlines():
+        out.print(Text(f"  {line}", "dim"), soft_wrap=True)
 
 
 # -- 5. forget ------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 Every question is asked of its own conversation as a recall asks it: all turns are ranked by the fixed mix, the best of them
 become candidates, and the weights are those under which the turns that answer are likeliest to be drawn from the candidates
-(conditional logit, with a penalty on large weights). Each conversation is used twice, as it is and cut into sentences, so that
-the weights hold for short turns and for several of one speaker in a row. Then a scale and a bias make probabilities of it.
+(conditional logit, with a penalty on large weights). Each conversation is used three times: as it is; cut into sentences, so
+that the weights hold for short turns and for several of one speaker in a row; and asked in words that nobody has said, so that
+they do not lean on words alone. Then a scale and a bias are set, so that scores mean the same for every query.
 
 What is told of it is measured on conversations that were left out of the fit, one after the other. The conversations are
 those of LoCoMo (Maharana et al. 2024, CC BY-NC 4.0), which are not shipped.
@@ -132,17 +133,25 @@ class Index:
         self.words.settle()
         self.vectors = None if embedder is None else embedder.encode(texts)
 
-    def case(self, question: str, vector: NDArray[np.float32] | None, wanted: frozenset[str] = frozenset()) -> Case:
-        """What the ranker sees when a question is asked here."""
+    def case(
+        self,
+        question: str,
+        vector: NDArray[np.float32] | None,
+        wanted: frozenset[str] = frozenset(),
+        *,
+        other_words: bool = False,
+    ) -> Case:
+        """What the ranker sees when a question is asked here, or asked in words that nobody has said."""
         rows = self.places.all()
         similarities = None if self.vectors is None or vector is None else self.vectors @ vector
+        words = [f"unsaid {word}" for word in asked_for(question)] if other_words else asked_for(question)
         spans = preferred(question, max(turn.at for turn in self.chat.turns), self.chat.turns[0].at, self.chat.turns[-1].at)
         occurred_at = self.places.occurred_at(rows.slots)
         evidence = ranking.Evidence(
             before=rows.before,
             after=rows.after,
             similarities=similarities,
-            matches=self.words.weigh(asked_for(question), rows.slots, self.places.before(rows.slots)),
+            matches=self.words.weigh(words, rows.slots, self.places.before(rows.slots)),
             named=self.places.named(plain_words(question), rows.slots),
             when=fit(spans, occurred_at) if spans else None,
             importance=np.zeros(0, np.float32),
@@ -150,17 +159,17 @@ class Index:
         )
         mixed = ranking.score(evidence, ranking.Preferences()).mixed
         best = np.argsort(-mixed, kind="stable")[:CANDIDATES]
-        known = self._known(question, evidence, mixed, best)
+        known = self._known(words, evidence, mixed, best)
         given = features.features(question, known)
         names = features.WITHOUT_MEANING if similarities is None else features.WITH_MEANING
         table = np.column_stack([given[name] for name in names])
         return Case(self.chat.name, table, [self.chat.turns[row].name for row in best], wanted)
 
     def _known(
-        self, question: str, evidence: ranking.Evidence, mixed: NDArray[np.float32], best: NDArray[np.int64]
+        self, words: Sequence[str], evidence: ranking.Evidence, mixed: NDArray[np.float32], best: NDArray[np.int64]
     ) -> features.Known:
         window = features.window_of(best, evidence.before, evidence.after, self.places.occurred_at(self.places.live()))
-        rarity, held = self.words.holding(asked_for(question), window.ravel())
+        rarity, held = self.words.holding(words, window.ravel())
         echoes = None
         if evidence.similarities is not None and self.vectors is not None:
             weights = features.echo_weights(mixed[best])
@@ -260,18 +269,19 @@ def fitted(cases: Sequence[Case]) -> Array:
 
 
 def calibrated(weights: Array, own: Sequence[Case], strange: Sequence[Case], best: int) -> tuple[float, Array]:
-    """A bias and the weights made so that the logistic function of the sum is the share of rows that answer.
+    """A bias and the weights made so that the logistic function of the sum is .75 for the best row of a question that has an
+    answer, and .25 for that of a strange one, in the median.
 
     First the weight of `best`, which is the same for all candidates of a query and so changes no order, is set so that the
-    highest sum tells the questions that have an answer from the strange ones; then all are scaled.
+    highest sum tells the questions that have an answer from the strange ones.
     """
     tops = np.array([[(case.table @ weights).max(), case.table[0, best], 1] for case in (*own, *strange)])
     answered = np.arange(len(tops)) < len(own)
     sums, best_weight, _ = logistic(tops, answered, np.where(answered, 1 / len(own), 1 / len(strange)))
     weights = weights + np.eye(len(weights))[best] * best_weight / sums
-    rows = np.concatenate([np.column_stack([case.table @ weights, np.ones(len(case.table))]) for case in own])
-    scale, bias = logistic(rows, np.array([name in case.wanted for case in own for name in case.turns]), np.ones(len(rows)))
-    return float(bias), weights * scale
+    high, low = (float(np.median([(case.table @ weights).max() for case in cases])) for cases in (own, strange))
+    scale = 2 * np.log(3) / (high - low)
+    return float(-scale * (high + low) / 2), weights * scale
 
 
 def logistic(inputs: Array, labels: NDArray[np.bool_], shares: Array) -> Array:
@@ -319,13 +329,15 @@ def auc(own: Sequence[float], strange: Sequence[float]) -> float:
 
 
 class Section(NamedTuple):
-    """All cases of one section: of the conversations as they are, cut into sentences, and asked what they cannot know.
+    """All cases of one section: of the conversations as they are, cut into sentences, asked in other words (none without
+    vectors), and asked what they cannot know.
 
     The strange questions are those of the other conversations, and the same with the conversation's own names put in.
     """
 
     plain: list[Case]
     cut: list[Case]
+    other: list[Case]
     strange: list[Case]
     renamed: list[Case]
 
@@ -344,11 +356,11 @@ def section(found: Sequence[Chat], embedder: Embedder | None) -> Section:
     ]
     put = [renamed(each.text, speakers(other), speakers(index.chat)) for index, each, other in strange]
     put_vectors = embedder.encode(put) if embedder else [None] * len(put)
+    of_own = [(index, each) for index in plain for each in index.chat.questions]
     return Section(
-        *(
-            [index.case(each.text, vectors.get(each.text), each.answers) for index in of for each in index.chat.questions]
-            for of in (plain, cut)
-        ),
+        [index.case(each.text, vectors.get(each.text), each.answers) for index, each in of_own],
+        [index.case(each.text, vectors.get(each.text), each.answers) for index in cut for each in index.chat.questions],
+        [index.case(each.text, vectors[each.text], each.answers, other_words=True) for index, each in of_own if vectors],
         [index.case(each.text, vectors.get(each.text))._replace(of=other.name) for index, each, other in strange],
         [
             index.case(text, vector)._replace(of=other.name)
@@ -371,6 +383,7 @@ def renamed(question: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
 def measured(name: str, found: Section) -> list[str]:
     """What the ranker does for conversations that it was not fitted on, and the fixed mix for the same: lines of a table."""
     fixed, ours, cut, tops = [], [], [], {"own": [], "strange": [], "renamed": []}
+    other_fixed, other = [], []
     for chat, raw in left_out([case for each in found for case in each]):
         known = Section(*([case for case in each if chat not in (case.chat, case.of)] for each in found))
         bias, weights = calibrated(raw, known.plain, [*known.strange, *known.renamed], BEST)
@@ -378,9 +391,12 @@ def measured(name: str, found: Section) -> list[str]:
         fixed += [figures(case.turns, case.wanted) for case in here["plain"]]
         ours += [figures(ordered(case, weights), case.wanted) for case in here["plain"]]
         cut += [figures(ordered(case, weights), case.wanted) for case in here["cut"]]
+        other_fixed += [figures(case.turns, case.wanted) for case in here["other"]]
+        other += [figures(ordered(case, weights), case.wanted) for case in here["other"]]
         for kind, what in (("own", "plain"), ("strange", "strange"), ("renamed", "renamed")):
             tops[kind] += [float((case.table @ weights).max()) + bias for case in here[what]]
     told = [("fixed mix", fixed), ("learned", ours), ("learned, in sentences", cut)]
+    told += [("fixed, in other words", other_fixed), ("learned, other words", other)] if other else []
     lines = [f"[{name}] {what:<22} " + " ".join(f"{value:.3f}" for value in np.mean(each, axis=0)) for what, each in told]
     lines[1] += f"  AUC {auc(tops['own'], tops['strange']):.3f}, names put in {auc(tops['own'], tops['renamed']):.3f}"
     return lines

@@ -1,4 +1,4 @@
-"""The learned ranker: how likely each candidate answers, as a weighted sum of `features`; its weights come from a text file.
+"""The learned ranker: how well each candidate answers, as a weighted sum of `features`; its weights come from a text file.
 
     [meaning]            with the store's embedder
     bias -4.1
@@ -8,7 +8,7 @@
 `[static]` is for the static model answering alone, `[words]` for no vectors at all. What stands behind a # is a comment.
 scripts/fit-ranking writes such a file; memfold comes with one, `weights.txt`.
 
-The sum goes through the logistic function, so a score is a probability and means the same for every query.
+The sum goes through the logistic function, so a score lies in (0, 1) and means the same for every query.
 """
 
 import math
@@ -26,7 +26,7 @@ from memfold.projections.words import Floats
 SHIPPED = Path(__file__).parent / "weights.txt"
 BIAS = "bias"
 SECTIONS = {"meaning": WITH_MEANING, "static": WITH_MEANING, "words": WITHOUT_MEANING}
-PREFERENCE = 4.0  # what a preference of weight 1 adds to the sum, as much as a fairly good answer is above a poor one
+PREFERENCE = 2.0  # what a preference of weight 1 adds to the sum
 
 
 class Weights(NamedTuple):
