@@ -33,7 +33,8 @@ from memfold.projections.words import Words, asked_for, plain_words
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "locomo-dev.json"
 CATEGORIES = (1, 2, 3, 4)  # the evidence of category 5 is a lure
-CANDIDATES, CANDIDATES_FITTED = 200, 100
+CANDIDATES, CANDIDATES_FITTED = 400, 100
+LEAST_PENALTY = 1e-6
 PENALTY = 3e-3  # on the squares of the weights, of features scaled to a deviation of 1
 BEST = features.WITHOUT_MEANING.index("best")
 STEPS_MAX = 50
@@ -268,19 +269,20 @@ def calibrated(weights: Array, own: Sequence[Case], strange: Sequence[Case], bes
     tops = np.array([[(case.table @ weights).max(), case.table[0, best], 1] for case in (*own, *strange)])
     answered = np.arange(len(tops)) < len(own)
     sums, best_weight, _ = logistic(tops, answered, np.where(answered, 1 / len(own), 1 / len(strange)))
-    weights = weights + np.eye(len(weights))[best] * best_weight / sums
+    weights = weights + np.eye(len(weights))[best] * best_weight / max(sums, 1e-3)
     rows = np.concatenate([np.column_stack([case.table @ weights, np.ones(len(case.table))]) for case in own])
     scale, bias = logistic(rows, np.array([name in case.wanted for case in own for name in case.turns]), np.ones(len(rows)))
     return float(bias), weights * scale
 
 
 def logistic(inputs: Array, labels: NDArray[np.bool_], shares: Array) -> Array:
-    """Logistic regression by Newton's method."""
+    """Logistic regression by Newton's method, with a penalty that only matters where nothing contradicts larger weights."""
     found = np.zeros(inputs.shape[1])
+    shares = shares / shares.sum()
     for _ in range(STEPS_MAX):
-        likely = 1 / (1 + np.exp(-inputs @ found))
-        curvature = (inputs * (shares * likely * (1 - likely))[:, None]).T @ inputs
-        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(found)), inputs.T @ (shares * (likely - labels)))
+        likely = (1 + np.tanh(inputs @ found / 2)) / 2
+        curvature = (inputs * (shares * likely * (1 - likely))[:, None]).T @ inputs + LEAST_PENALTY * np.eye(len(found))
+        step = np.linalg.solve(curvature, inputs.T @ (shares * (likely - labels)) + LEAST_PENALTY * found)
         found -= np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-9:
             break

@@ -18,57 +18,74 @@ from memfold.projections.words import Floats, Slots
 HALF, MANY = 10.0, 30.0  # BM25 weights that count as a half: of one word or two, and of many
 NEAR_ROWS, NEAR_FROM = 8, 0.3  # to either side; what a row must be worth to count there
 PAUSE_MICROS = 3_600_000_000  # an hour: what is said after it does not answer what was said before
-LENGTH_MAX, TIMES_MAX = 200, 3  # words of a text, and how often something is in it, as far as it matters
+TIMES_MAX = 3  # how often something is in a text, as far as it matters
+END = 500  # characters in which a last question is looked for
 DEVIATIONS_MAX = 6.0
 ECHOES_OF, ECHO_SHARPNESS = 10, 8.0
 
 WITHOUT_MEANING = (
-    "best", "mix", "words", "words_pair", "words_before", "covered", "covered_wide", "mix_before", "mix_beside", "near",
-    "named", "own_words", "named_personal", "length", "asks", "names", "answers", "no_time", "no_number", "other_time",
+    "best", "mix", "words", "words_pair", "words_before", "covered", "covered_wide", "mix_beside", "near",
+    "named", "own_words", "named_personal", "asks", "names", "answers", "no_time", "no_number", "other_time",
 )  # fmt: skip
-WITH_MEANING = (*WITHOUT_MEANING, "meaning", "echo", "named_meaning")
+WITH_MEANING = (*WITHOUT_MEANING, "meaning", "echo")
 
-_WEEKDAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)day"
-_TIME = re.compile(
-    rf"\b(?:yesterday|today|tomorrow|tonight|ago|{_WEEKDAY}s?|january|february|march|april|june|july|august|september|october"
-    r"|november|december|(?:19|20)\d\d|\d+(?:st|nd|rd|th)"
-    r"|(?:last|next|this|past)\s(?:week|weekend|month|year|night|morning|evening|summer|winter|spring|fall|autumn))\b",
-    re.IGNORECASE,
+_WORD = re.compile(r"[a-z0-9]+")
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_MONTHS = "january february march april june july august september october november december"
+_TIMES = frozenset(re.findall(r"\w+", f"yesterday today tomorrow tonight ago {_MONTHS}")) | {
+    name + ending for name in _DAYS for ending in ("", "s")
+}
+_TIME_IN_FIGURES = re.compile(r"\b(?:(?:19|20)\d\d|\d+(?:st|nd|rd|th))\b")
+_CUES = frozenset(("last", "next", "this", "past"))
+_TIME_WITH_CUE = re.compile(
+    r"\b(?:last|next|this|past)\s(?:week|weekend|month|year|night|morning|evening|summer|winter|spring|fall|autumn)\b"
 )
+_DIGIT = re.compile("[0-9]")
+_NUMBERS = frozenset(re.findall(r"\w+", "two three four five six seven eight nine ten dozen twice several couple"))
+_FIRST_PERSON = frozenset(("i", "my", "me", "mine", "we", "our", "us", "myself"))
 _ASKS = re.compile(r"\?['\"”)\s]*(?:\[[^\]]*\]\s*)?\Z")
-_NUMBER = re.compile(r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|dozen|twice|several|couple)\b", re.IGNORECASE)
-_FIRST_PERSON = re.compile(r"\b(?:i|my|me|mine|we|our|us|myself)\b", re.IGNORECASE)
 _NAME = re.compile(r"(?<![.!?:\"'“])\s(?:[A-Z][a-z]+|[A-Z]{2,})")
 _ASKS_WHEN = re.compile(r"\b(?:when|(?:what|which) (?:date|day|month|year|time))\b", re.IGNORECASE)
 _ASKS_NUMBER = re.compile(r"\bhow (?:many|much|often|long|old)\b", re.IGNORECASE)
 
-FACTS = ("length", "asks", "time", "number", "first_person", "names")
-LENGTH, ASKS, TIME, NUMBER, FIRST_PERSON, NAMES = range(len(FACTS))
+FACTS = ("asks", "time", "number", "first_person", "names")
+ASKS, TIME, NUMBER, FIRST_PERSON, NAMES = range(len(FACTS))
 
 
-def text_facts(content: str) -> tuple[int, int, int, int, int, int]:
+def text_facts(content: str) -> tuple[int, int, int, int, int]:
     """What a memory's content is like, in the order of FACTS, each in 0 to 255.
 
-    How many words it has (at most LENGTH_MAX), whether it ends in a question, whether it says a time, whether it says a
-    number, how often it says I or we (at most TIMES_MAX), how many names stand within its sentences (at most TIMES_MAX).
+    Whether it ends in a question, whether it says a time, whether it says a number, how often it says I or we (at most
+    TIMES_MAX), how many names stand within its sentences (at most TIMES_MAX).
     """
+    lower = content.lower()
+    words = _WORD.findall(lower)
+    said = set(words)
+    digits = _DIGIT.search(lower) is not None
     return (
-        min(len(content.split()), LENGTH_MAX),
-        int(_ASKS.search(content) is not None),
-        int(_TIME.search(content) is not None),
-        int(_NUMBER.search(content) is not None),
-        min(len(_FIRST_PERSON.findall(content)), TIMES_MAX),
+        int(_ASKS.search(content[-END:]) is not None),
+        int(_says_time(lower, said, digits=digits)),
+        int(not said.isdisjoint(_NUMBERS) or (digits and any(map(str.isdecimal, words)))),
+        min(sum(map(_FIRST_PERSON.__contains__, words)), TIMES_MAX),
         min(len(_NAME.findall(content)), TIMES_MAX),
+    )
+
+
+def _says_time(lower: str, said: set[str], *, digits: bool) -> bool:
+    """Whether a text in lower case, of these words, says a day, a month, a year, or a time that is told from today."""
+    return (
+        not said.isdisjoint(_TIMES)
+        or (digits and _TIME_IN_FIGURES.search(lower) is not None)
+        or (not said.isdisjoint(_CUES) and _TIME_WITH_CUE.search(lower) is not None)
     )
 
 
 class Known(NamedTuple):
     """What is known of n ranked rows, and more of the candidates among them and of those around each candidate.
 
-    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with), the BM25
-    weights `alone` and
-    `paired`, `mixed`, the sum that the fixed mix came to, `named`, whether the query names their speaker, and `before` and
-    `after`, the places of their neighbours in their session, -1 where there is none or it is not among the n.
+    Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with), the BM25 weights `alone`
+    and `paired`, `mixed`, the sum that the fixed mix came to, `named`, whether the query names their speaker, and `before`
+    and `after`, the places of their neighbours in their session, -1 where there is none or it is not among the n.
     `usual` are the mean and the standard deviation of the similarities of all rows there are, ranked or not.
     `window` (5, c) says where around each of c candidates is looked, as `window_of` finds it. Of the rows there: `held`
     (words, 5, c), which of the query's words stand in them, `facts` (5, c, len(FACTS)), their `text_facts`, and `speakers`
@@ -132,8 +149,7 @@ def features(query: str, known: Known) -> dict[str, Floats]:
     likeness = None if known.similarities is None else _likeness(known.similarities, known.usual)
     found = _surroundings(known, likeness) | _words(known) | _people(known) | _text(query, known)
     if likeness is not None and known.echoes is not None:
-        rows = known.window[0]
-        found |= {"meaning": likeness[rows], "echo": known.echoes, "named_meaning": likeness[rows] * known.named[rows]}
+        found |= {"meaning": likeness[known.window[0]], "echo": known.echoes}
     return found
 
 
@@ -179,7 +195,6 @@ def _surroundings(known: Known, likeness: Floats | None) -> dict[str, Floats]:
     return {
         "best": np.full(len(row), known.mixed.max(initial=0), np.float32),
         "mix": known.mixed[row],
-        "mix_before": before_mixed,
         "mix_beside": np.maximum(before_mixed, after_mixed),
         "near": _summed(worth, row, known.before) + _summed(worth, row, known.after),
     }
@@ -213,7 +228,6 @@ def _text(query: str, known: Known) -> dict[str, Floats]:
     before = known.window[1]
     asked = (before >= 0) & (known.facts[1, :, ASKS] > 0)
     return {
-        "length": np.log1p(facts[LENGTH]) / np.float32(4),
         "asks": facts[ASKS],
         "names": facts[NAMES] / np.float32(TIMES_MAX),
         "answers": asked * _saturated(_of(known.alone, before), HALF),

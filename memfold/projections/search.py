@@ -25,7 +25,7 @@ from memfold.projections.words import Floats, Slots, asked_for, plain_words
 
 EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
-CANDIDATES = 200  # that the mix likes best are looked at by the learned ranker
+CANDIDATES = 400  # that the mix likes best are looked at by the learned ranker
 MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
 NEAREST = 300  # by meaning, and as many by words
