@@ -57,14 +57,14 @@ def ours(contents: list[str]) -> Built:
     slots = np.arange(len(contents))
 
     def ask(query: str) -> object:
-        found = words.weigh(asked_for(query), slots, slots - 1)
+        found = words.weigh(words.look_up(asked_for(query)), slots, slots - 1)
         return ranking.best(found.alone + found.paired, slots, 10, 0.0)
 
     def change(slot: int) -> object:
         words.remove(slot, contents[slot])
         words.add(slot, contents[slot])
         words.settle()
-        return words.weigh(asked_for(contents[slot])[:1], slots[slot : slot + 1], slots[:1] - 1)
+        return words.weigh(words.look_up(asked_for(contents[slot])[:1]), slots[slot : slot + 1], slots[:1] - 1)
 
     return Built(held_bytes(vars(words), set()), ask, lambda query: words.nearest(asked_for(query), NEAR), change)
 

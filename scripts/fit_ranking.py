@@ -29,12 +29,12 @@ from memfold.projections.fold import text_of
 from memfold.projections.learned import Weights
 from memfold.projections.places import Places
 from memfold.projections.times import fit, preferred
-from memfold.projections.words import Words, asked_for, plain_words
+from memfold.projections.words import LookedUp, Words, asked_for, plain_words
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "locomo-dev.json"
 CATEGORIES = (1, 2, 3, 4)  # the evidence of category 5 is a lure
-CANDIDATES, CANDIDATES_FITTED = 200, 100
+CANDIDATES, CANDIDATES_FITTED = 100, 100
 LEAST_PENALTY = 1e-6
 PENALTY = 3e-3  # on the squares of the weights, of features scaled to a deviation of 1
 BEST = features.WITHOUT_MEANING.index("best")
@@ -146,13 +146,14 @@ class Index:
         rows = self.places.all()
         similarities = None if self.vectors is None or vector is None else self.vectors @ vector
         words = [f"unsaid {word}" for word in asked_for(question)] if other_words else asked_for(question)
+        looked_up = self.words.look_up(words)
         spans = preferred(question, max(turn.at for turn in self.chat.turns), self.chat.turns[0].at, self.chat.turns[-1].at)
         occurred_at = self.places.occurred_at(rows.slots)
         evidence = ranking.Evidence(
             before=rows.before,
             after=rows.after,
             similarities=similarities,
-            matches=self.words.weigh(words, rows.slots, self.places.before(rows.slots)),
+            matches=self.words.weigh(looked_up, rows.slots, self.places.before(rows.slots)),
             named=self.places.named(plain_words(question), rows.slots),
             when=fit(spans, occurred_at) if spans else None,
             importance=np.zeros(0, np.float32),
@@ -160,17 +161,17 @@ class Index:
         )
         mixed = ranking.score(evidence, ranking.Preferences()).mixed
         best = np.argsort(-mixed, kind="stable")[:CANDIDATES]
-        known = self._known(words, evidence, mixed, best)
+        known = self._known(looked_up, evidence, mixed, best)
         given = features.features(question, known)
         names = features.WITHOUT_MEANING if similarities is None else features.WITH_MEANING
         table = np.column_stack([given[name] for name in names])
         return Case(self.chat.name, table, [self.chat.turns[row].name for row in best], wanted)
 
     def _known(
-        self, words: Sequence[str], evidence: ranking.Evidence, mixed: NDArray[np.float32], best: NDArray[np.int64]
+        self, looked_up: LookedUp, evidence: ranking.Evidence, mixed: NDArray[np.float32], best: NDArray[np.int64]
     ) -> features.Known:
         window = features.window_of(best, evidence.before, evidence.after, self.places.occurred_at(self.places.live()))
-        rarity, held = self.words.holding(words, window.ravel())
+        rarity, held = self.words.holding(looked_up, window.ravel())
         echoes = None
         if evidence.similarities is not None and self.vectors is not None:
             weights = features.echo_weights(mixed[best])

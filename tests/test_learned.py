@@ -46,7 +46,7 @@ def known(query, chat=CHAT, *, candidates=None, meaning=True, fits=None):
         before=rows.before,
         after=rows.after,
         similarities=similarities,
-        matches=words.weigh(asked_for(query), rows.slots, places.before(rows.slots)),
+        matches=words.weigh(words.look_up(asked_for(query)), rows.slots, places.before(rows.slots)),
         named=places.named(plain_words(query), rows.slots),
         when=None,
         importance=np.zeros(0, np.float32),
@@ -55,7 +55,7 @@ def known(query, chat=CHAT, *, candidates=None, meaning=True, fits=None):
     mixed = ranking.score(evidence, ranking.Preferences()).mixed
     candidates = np.arange(len(chat)) if candidates is None else np.array(candidates)
     window = window_of(candidates, rows.before, rows.after, places.occurred_at(rows.slots))
-    rarity, held = words.holding(asked_for(query), window.ravel())
+    rarity, held = words.holding(words.look_up(asked_for(query)), window.ravel())
     likes = np.argsort(-mixed, kind="stable")
     weights = echo_weights(mixed[likes])
     return features.Known(

@@ -214,4 +214,4 @@ def test_words_of_any_order_of_additions_and_removals_weigh_what_those_left_weig
 
 
 def weighed(words, query, slots):
-    return [weights.tolist() for weights in words.weigh(query, slots, np.concatenate([[-1], slots[:-1]]))]
+    return [weights.tolist() for weights in words.weigh(words.look_up(query), slots, np.concatenate([[-1], slots[:-1]]))]

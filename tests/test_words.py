@@ -109,7 +109,7 @@ def test_whatever_happened_before_words_weigh_what_counting_by_hand_says(first, 
     slots = rand.sample(sorted(model.texts), rand.randrange(len(model.texts) + 1))
     before = [rand.choice([-1, *(other for other in model.texts if other != slot)]) for slot in slots]
 
-    found = real.weigh(asked, np.array(slots, np.int64), np.array(before, np.int64))
+    found = real.weigh(real.look_up(asked), np.array(slots, np.int64), np.array(before, np.int64))
 
     assert found.alone.tolist() == [model.weight(asked, slot) for slot in slots]
     assert found.paired.tolist() == [model.weight(asked, slot, other) for slot, other in zip(slots, before, strict=True)]

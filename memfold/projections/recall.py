@@ -25,6 +25,7 @@ from memfold.projections.lookup import id_bytes
 from memfold.projections.ranking import Preferences
 from memfold.projections.scope import Scope
 from memfold.projections.search import Question, Search
+from memfold.projections.times import preferred
 from memfold.projections.view import View, Wanted
 from memfold.projections.views import Views
 from memfold.projections.words import Floats
@@ -134,7 +135,8 @@ class Recaller:
         now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else self._views.time_at(as_of)
         section = "words" if model is None else "static" if model == self._static.encoder.name else "meaning"
         weights = self._weights[section] if asked.ranking == "learned" else None
-        question = Question(asked.query, model, vector, self._preferences, now, weights)
+        spans = preferred(asked.query, now)
+        question = Question(asked.query, model, vector, self._preferences, now, spans, weights)
         found = self._search(view, question, asked.where, limit=asked.limit, min_score=asked.min_score, explain=asked.explain)
         return Recollections(found, position=view.position, model=model, withheld=len(view.withheld))
 

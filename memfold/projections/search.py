@@ -21,11 +21,11 @@ from memfold.projections.places import NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
 from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
-from memfold.projections.words import Floats, Slots, asked_for, plain_words
+from memfold.projections.words import Floats, LookedUp, Slots, asked_for, plain_words
 
 EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
-CANDIDATES = 200  # that the mix likes best are looked at by the learned ranker
+CANDIDATES = 100  # that the mix likes best are looked at by the learned ranker
 MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
 NEAREST = 300  # by meaning, and as many by words
@@ -35,7 +35,7 @@ DAY_MICROS = 86_400e6
 class Question(NamedTuple):
     """What is asked: a query, its vector by the model of that name (None: by words alone), and what else counts.
 
-    `weights` are those of the learned ranker; None: the fixed mix ranks.
+    `spans` are the times it speaks of, told from `now`; `weights` those of the learned ranker, None if the fixed mix ranks.
     """
 
     text: str
@@ -43,6 +43,7 @@ class Question(NamedTuple):
     vector: Floats | None
     preferences: ranking.Preferences
     now: datetime
+    spans: tuple[Span, ...]
     weights: learned.Weights | None
 
 
@@ -68,8 +69,7 @@ class Search:
 
         With a vector, no row of the view may lack one of that model.
         """
-        spans = preferred(question.text, question.now)
-        how = (question.model, question.preferences, question.weights is None, limit, min_score, explain, spans)
+        how = (question.model, question.preferences, question.spans, question.weights is None, limit, min_score, explain)
         # The condition's parts, because its own repr does not show the values.
         key = self._known_by(question.text, repr((*how, *where)))
         found = None if question.preferences.recency else view.found_before.get(key)
@@ -93,7 +93,8 @@ def search(
     rows = _rows(view, question, where)
     if not len(rows.asked):
         return []
-    known = evidence(view, question, rows)
+    words = view.words.look_up(asked_for(question.text))
+    known = evidence(view, question, rows, words)
     mix = ranking.score(known, question.preferences)
     if question.weights is None:
         return _told(view, rows, mix, ranking.best(mix.total, rows.asked, limit, min_score), explain=explain)
@@ -101,11 +102,10 @@ def search(
     if not len(candidates):
         return []
     head, tail = candidates[:CANDIDATES], candidates[CANDIDATES:]
-    found = _learned(view, question, _Ranked(rows, known, mix, head), explain=explain)
-    found.sort(key=lambda hit: -hit.score)
+    found = _learned(view, question, words, _Ranked(rows, known, mix, head), limit=limit, explain=explain)
     if len(tail):
         found += _behind(_told(view, rows, mix, tail, explain=explain), float(mix.total[head[-1]]), found[-1].score)
-    return [hit for hit in found[:limit] if hit.score >= min_score]
+    return [hit for hit in found if hit.score >= min_score]
 
 
 class _Ranked(NamedTuple):
@@ -130,15 +130,15 @@ def _told(view: View, rows: Rows, mix: ranking.Scores, places: Slots, *, explain
     return [Found(row, total, {}) for row, total in zip(of_rows, mix.total[places].tolist(), strict=True)]
 
 
-def _learned(view: View, question: Question, ranked: _Ranked, *, explain: bool) -> list[Found]:
-    """The best of the mix with the scores of the learned ranker, in the order of the mix."""
+def _learned(view: View, question: Question, words: LookedUp, ranked: _Ranked, *, limit: int, explain: bool) -> list[Found]:
+    """The best of the mix as the learned ranker orders them, `limit` at most; of equals what the mix likes better."""
     echoes = None if ranked.known.similarities is None else _echoes(view, question, ranked)
     if len(ranked.rows.slots) < view.places.count:
-        ranked = _seen_closer(view, question, ranked)
+        ranked = _seen_closer(view, question, words, ranked)
     rows, known, mix, best = ranked
     window = window_of(best, known.before, known.after, view.places.occurred_at(rows.slots))
     around = np.where(window >= 0, rows.slots[window], NOWHERE)
-    rarity, held = view.words.holding(asked_for(question.text), around.ravel())
+    rarity, held = view.words.holding(words, around.ravel())
     found = features(
         question.text,
         Known(
@@ -162,17 +162,18 @@ def _learned(view: View, question: Question, ranked: _Ranked, *, explain: bool) 
     liked = {name: part[best] for name, part in mix.parts.items() if name in ("importance", "recency")}
     assert question.weights is not None
     scores = learned.score(question.weights, found, liked)
-    of_rows = view.places.rows(rows.slots[best])
+    order = np.argsort(-scores.total, kind="stable")[:limit]
+    of_rows = view.places.rows(rows.slots[best[order]])
     if explain:
-        return [Found(row, *scores.of(at)) for at, row in enumerate(of_rows)]
-    return [Found(row, total, {}) for row, total in zip(of_rows, scores.total.tolist(), strict=True)]
+        return [Found(row, *scores.of(at)) for at, row in zip(order.tolist(), of_rows, strict=True)]
+    return [Found(row, total, {}) for row, total in zip(of_rows, scores.total[order].tolist(), strict=True)]
 
 
-def _seen_closer(view: View, question: Question, ranked: _Ranked) -> _Ranked:
+def _seen_closer(view: View, question: Question, words: LookedUp, ranked: _Ranked) -> _Ranked:
     """The same best, among all rows that stand near enough to count for what the learned ranker looks at."""
     slots = ranked.rows.slots[ranked.best]
     rows = view.places.around(np.sort(slots), NEAR_ROWS + MIX_REACH)
-    known = evidence(view, question, rows)
+    known = evidence(view, question, rows, words)
     return _Ranked(rows, known, ranking.score(known, question.preferences), np.searchsorted(rows.slots, slots))
 
 
@@ -214,7 +215,7 @@ def _with_neighbours(places: Places, slots: Slots) -> Slots:
     return distinct(near[near != NOWHERE])
 
 
-def evidence(view: View, question: Question, rows: Rows) -> ranking.Evidence:
+def evidence(view: View, question: Question, rows: Rows, words: LookedUp) -> ranking.Evidence:
     """What is known of some rows of a view."""
     slots, places = rows.slots, view.places
     similarities = None
@@ -230,7 +231,7 @@ def evidence(view: View, question: Question, rows: Rows) -> ranking.Evidence:
         before=rows.before,
         after=rows.after,
         similarities=similarities,
-        matches=view.words.weigh(asked_for(question.text), slots, places.before(slots)),
+        matches=view.words.weigh(words, slots, places.before(slots)),
         named=places.named(plain_words(question.text), slots),
         when=fit(spans, places.occurred_at(slots)) if spans else None,
         importance=importance,
@@ -240,7 +241,7 @@ def evidence(view: View, question: Question, rows: Rows) -> ranking.Evidence:
 
 def times_of(view: View, question: Question) -> tuple[Span, ...]:
     """The times a question speaks of; one without its year is looked for among the times of the view."""
-    if not preferred(question.text, question.now):
+    if not question.spans:
         return ()
     occurred_at = view.places.occurred_at(view.places.live())
     return preferred(question.text, question.now, time(int(occurred_at.min())), time(int(occurred_at.max())))

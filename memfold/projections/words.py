@@ -57,6 +57,10 @@ class _Found(NamedTuple):
     rarity: np.float32
 
 
+LookedUp = list[_Found | None]
+"""Where some words stand, in their order; None for a word that no row holds."""
+
+
 class Words:
     """The words of a view's rows, by slot. A slot is a place in the order of the stream; slots are given out rising."""
 
@@ -126,13 +130,24 @@ class Words:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def weigh(self, words: Sequence[str], slots: Slots, before: Slots) -> Matches:
-        """The BM25 weights of distinct words at distinct `slots`; `before` are those of the rows before them, -1 for none.
+    def look_up(self, words: Sequence[str]) -> LookedUp:
+        """Where each of distinct words stands, for asking about it until the next change."""
+        if self._unsorted():
+            self._sort_fresh()
+        segments = [[segment.postings(word) for word in words] for segment in self._segments]
+        found: LookedUp = []
+        for each in zip(*segments, self._fresh.postings(words), strict=True):
+            parts = [part for part in each if part]
+            found.append(_Found(parts, self._rarity(sum(part.holding for part in parts))) if parts else None)
+        return found
+
+    def weigh(self, looked_up: LookedUp, slots: Slots, before: Slots) -> Matches:
+        """The BM25 weights of words at distinct `slots`; `before` are those of the rows before them, -1 for none.
 
         Costs about 50 us; then, if many slots are asked for, 7 ns for each; if few of many, about 50 ns a word for each.
         """
         matches = Matches(np.zeros(len(slots), np.float32), np.zeros(len(slots), np.float32))
-        found = self._found(words)
+        found = [word for word in looked_up if word]
         if len(slots) > MANY and not self._few(slots):
             at = self._holding(found, slots, before)
             matches.alone[at], matches.paired[at] = self._weigh(found, slots[at], before[at])
@@ -161,16 +176,16 @@ class Words:
                 holding[part.slots] = True
         return np.flatnonzero(holding[slots] | holding[before])
 
-    def holding(self, words: Sequence[str], slots: Slots) -> tuple[Floats, NDArray[np.bool_]]:
-        """What each of distinct words is worth (its idf), and which of them stand in each of `slots`: a row a word.
+    def holding(self, looked_up: LookedUp, slots: Slots) -> tuple[Floats, NDArray[np.bool_]]:
+        """What each word is worth (its idf), and which of them stand in each of `slots`: a row a word.
 
         Slot -1 holds none; a slot may be asked for more than once.
         """
-        worth = np.full(len(words), self._rarity(0), np.float32)
-        held = np.zeros((len(words), len(slots)), np.bool_)
-        for at, word in enumerate(words):
-            if found := self._found([word]):
-                worth[at], held[at] = found[0].rarity, self._counts(found, slots)[0] > 0
+        nowhere = self._rarity(0)
+        worth = np.array([found.rarity if found else nowhere for found in looked_up], np.float32)
+        held = np.zeros((len(looked_up), len(slots)), np.bool_)
+        somewhere = [at for at, found in enumerate(looked_up) if found]
+        held[somewhere] = self._counts([found for found in looked_up if found], slots) > 0
         return worth / np.float32(K1 + 1), held
 
     def nearest(self, words: Sequence[str], count: int) -> Slots:
@@ -180,23 +195,11 @@ class Words:
         """
         lengths = np.frombuffer(self._lengths, np.uint32)
         sums = np.zeros(len(lengths), np.float32)
-        for word in self._found(words):
+        for word in filter(None, self.look_up(words)):
             for slots, counts, _ in word.parts:
                 at, often = slots.astype(np.intp), counts.astype(np.float32)
                 sums[at] += often / (often + self._norm(lengths[at].astype(np.float32), 1)) * word.rarity
         return largest(sums, count)
-
-    def _found(self, words: Sequence[str]) -> list[_Found]:
-        """Where those of the words stand that any row holds, in the order of `words`."""
-        if self._unsorted():
-            self._sort_fresh()
-        segments = [[segment.postings(word) for word in words] for segment in self._segments]
-        found = []
-        for each in zip(*segments, self._fresh.postings(words), strict=True):
-            parts = [part for part in each if part]
-            if parts:
-                found.append(_Found(parts, self._rarity(sum(part.holding for part in parts))))
-        return found
 
     def _rarity(self, holding: int) -> np.float32:
         rows = self._rows + PRIOR_ROWS
