@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from memfold import Memory, MemoryForgotten, MemoryStore, Recollection, Recollections, StoredEvent
@@ -258,7 +259,7 @@ def update_the_alarm_code(store: MemoryStore) -> None:
     check("9902" in str(context) and context.tokens <= CONTEXT_TOKENS, "the context does not hold the answer within its budget")
     out.print()
     for line in str(context).splitlines():
-        out.print(Text(f"  {line}", "dim"), soft_wrap=True)
+        out.print(Padding(Text(line, "dim"), (0, 0, 0, 2)), width=width)
 
 
 # -- 5. forget ------------------------------------------------------------------------------------------------------------

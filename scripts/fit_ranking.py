@@ -2,9 +2,10 @@
 
 Every question is asked of its own conversation as a recall asks it: all turns are ranked by the fixed mix, the best of them
 become candidates, and the weights are those under which the turns that answer are likeliest to be drawn from the candidates
-(conditional logit, with a penalty on large weights). Each conversation is used three times: as it is; cut into sentences, so
-that the weights hold for short turns and for several of one speaker in a row; and asked in words that nobody has said, so that
-they do not lean on words alone. Then a scale and a bias are set, so that scores mean the same for every query.
+(conditional logit, with a penalty on large weights). Each conversation is used four times: as it is; cut into sentences, so
+that the weights hold for short turns and for several of one speaker in a row; asked in words that nobody has said, so that they
+do not lean on words alone; and a few turns of it only, so that they hold where little has been said. Then a scale and a bias
+are set, so that scores mean the same for every query.
 
 What is told of it is measured on conversations that were left out of the fit, one after the other. The conversations are
 those of LoCoMo (Maharana et al. 2024, CC BY-NC 4.0), which are not shipped.
@@ -12,6 +13,7 @@ those of LoCoMo (Maharana et al. 2024, CC BY-NC 4.0), which are not shipped.
 
 import argparse
 import json
+import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,6 +41,7 @@ LEAST_PENALTY = 1e-6
 PENALTY = 3e-3  # on the squares of the weights, of features scaled to a deviation of 1
 BEST = features.WITHOUT_MEANING.index("best")
 STEPS_MAX = 50
+SMALL = 2, 12  # turns of a session that has just begun
 STRANGE_EVERY = 6  # of the other conversations' questions, one in so many
 SHARES = {True: 0.98, False: 0.02}  # how much the questions that have an answer count, and those that have none
 DEPTHS = (5, 10, 20)
@@ -122,7 +125,7 @@ def in_sentences(chat: Chat) -> Chat:
 class Index:
     """A conversation as a view holds it."""
 
-    def __init__(self, chat: Chat, embedder: Embedder | None) -> None:
+    def __init__(self, chat: Chat, vectors: NDArray[np.float32] | None) -> None:
         self.chat = chat
         self.words, self.places = Words(), Places()
         texts = [text_of(turn.content, turn.speaker) for turn in chat.turns]
@@ -132,7 +135,7 @@ class Index:
             facts = bytes(features.text_facts(turn.content))
             self.places.take(row, session=0, position=row, speaker=turn.speaker, occurred_at=at, importance=0.5, facts=facts)
         self.words.settle()
-        self.vectors = None if embedder is None else embedder.encode(texts)
+        self.vectors = vectors
 
     def case(
         self,
@@ -176,10 +179,9 @@ class Index:
         if evidence.similarities is not None and self.vectors is not None:
             weights = features.echo_weights(mixed[best])
             echoes = self.vectors[best] @ (weights @ self.vectors[best[: len(weights)]])
-        similarities = np.zeros(1) if evidence.similarities is None else evidence.similarities
         return features.Known(
             similarities=evidence.similarities,
-            usual=(float(similarities.mean()), float(similarities.std())),
+            usual=(0.0, 1.0) if evidence.similarities is None else features.usual(evidence.similarities),
             alone=evidence.matches.alone,
             paired=evidence.matches.paired,
             mixed=mixed,
@@ -311,6 +313,11 @@ def figures(order: Sequence[str], wanted: frozenset[str]) -> list[float]:
     return [*recalls, gain / sum(1 / np.log2(rank + 2) for rank in range(min(10, len(wanted))))]
 
 
+def first(order: Sequence[str], wanted: frozenset[str]) -> bool:
+    """Whether the best of a few answers."""
+    return bool(order) and order[0] in wanted
+
+
 def ordered(case: Case, weights: Array) -> list[str]:
     """The candidates' turns, best first."""
     return [case.turns[row] for row in np.argsort(-(case.table @ weights), kind="stable")]
@@ -331,9 +338,24 @@ def auc(own: Sequence[float], strange: Sequence[float]) -> float:
 # --- the whole ----------------------------------------------------------------------------------------------------------------
 
 
+def indexed(chat: Chat, embedder: Embedder | None) -> Index:
+    """A conversation as a view holds it."""
+    return Index(chat, embedder.encode([text_of(turn.content, turn.speaker) for turn in chat.turns]) if embedder else None)
+
+
+def piece(index: Index, asked: Asked, rand: random.Random) -> Index:
+    """A few turns in a row, among them one that answers: a session that has just begun."""
+    at = rand.choice([place for place, turn in enumerate(index.chat.turns) if turn.name in asked.answers])
+    size = rand.randint(*SMALL)
+    begin = max(0, at - rand.randrange(size))
+    part = slice(begin, begin + size)
+    chat = index.chat._replace(turns=index.chat.turns[part])
+    return Index(chat, None if index.vectors is None else index.vectors[part])
+
+
 class Section(NamedTuple):
     """All cases of one section: of the conversations as they are, cut into sentences, asked in other words (none without
-    vectors), and asked what they cannot know.
+    vectors), of a few turns only, and asked what they cannot know.
 
     The strange questions are those of the other conversations, and the same with the conversation's own names put in.
     """
@@ -341,6 +363,7 @@ class Section(NamedTuple):
     plain: list[Case]
     cut: list[Case]
     other: list[Case]
+    small: list[Case]
     strange: list[Case]
     renamed: list[Case]
 
@@ -349,7 +372,7 @@ def section(found: Sequence[Chat], embedder: Embedder | None) -> Section:
     """Everything asked of everything, with one embedder or by words alone."""
     asked = {each.text for chat in found for each in chat.questions}
     vectors = dict(zip(sorted(asked), embedder.encode(sorted(asked)), strict=True)) if embedder else {}
-    plain, cut = ([Index(each(chat), embedder) for chat in found] for each in (lambda chat: chat, in_sentences))
+    plain, cut = ([indexed(each(chat), embedder) for chat in found] for each in (lambda chat: chat, in_sentences))
     strange = [
         (index, each, other)
         for index in plain
@@ -359,11 +382,13 @@ def section(found: Sequence[Chat], embedder: Embedder | None) -> Section:
     ]
     put = [renamed(each.text, speakers(other), speakers(index.chat)) for index, each, other in strange]
     put_vectors = embedder.encode(put) if embedder else [None] * len(put)
+    rand = random.Random(1)  # noqa: S311 - the same pieces every time
     of_own = [(index, each) for index in plain for each in index.chat.questions]
     return Section(
         [index.case(each.text, vectors.get(each.text), each.answers) for index, each in of_own],
         [index.case(each.text, vectors.get(each.text), each.answers) for index in cut for each in index.chat.questions],
         [index.case(each.text, vectors[each.text], each.answers, other_words=True) for index, each in of_own if vectors],
+        [piece(index, each, rand).case(each.text, vectors.get(each.text), each.answers) for index, each in of_own],
         [index.case(each.text, vectors.get(each.text))._replace(of=other.name) for index, each, other in strange],
         [
             index.case(text, vector)._replace(of=other.name)
@@ -386,7 +411,7 @@ def renamed(question: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
 def measured(name: str, found: Section) -> list[str]:
     """What the ranker does for conversations that it was not fitted on, and the fixed mix for the same: lines of a table."""
     fixed, ours, cut, tops = [], [], [], {"own": [], "strange": [], "renamed": []}
-    other_fixed, other = [], []
+    other_fixed, other, small_fixed, small = [], [], [], []
     for chat, raw in left_out([case for each in found for case in each]):
         known = Section(*([case for case in each if chat not in (case.chat, case.of)] for each in found))
         bias, weights = calibrated(raw, known.plain, [*known.strange, *known.renamed], BEST)
@@ -396,11 +421,14 @@ def measured(name: str, found: Section) -> list[str]:
         cut += [figures(ordered(case, weights), case.wanted) for case in here["cut"]]
         other_fixed += [figures(case.turns, case.wanted) for case in here["other"]]
         other += [figures(ordered(case, weights), case.wanted) for case in here["other"]]
+        small_fixed += [first(case.turns, case.wanted) for case in here["small"]]
+        small += [first(ordered(case, weights), case.wanted) for case in here["small"]]
         for kind, what in (("own", "plain"), ("strange", "strange"), ("renamed", "renamed")):
             tops[kind] += [float((case.table @ weights).max()) + bias for case in here[what]]
     told = [("fixed mix", fixed), ("learned", ours), ("learned, in sentences", cut)]
     told += [("fixed, in other words", other_fixed), ("learned, other words", other)] if other else []
     lines = [f"[{name}] {what:<22} " + " ".join(f"{value:.3f}" for value in np.mean(each, axis=0)) for what, each in told]
+    lines.append(f"[{name}] first of a few turns answers: mix {np.mean(small_fixed):.3f}, learned {np.mean(small):.3f}")
     lines[1] += f"  AUC {auc(tops['own'], tops['strange']):.3f}, names put in {auc(tops['own'], tops['renamed']):.3f}"
     return lines
 

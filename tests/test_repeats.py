@@ -42,7 +42,8 @@ def counting():
 @pytest.fixture
 def full(make_store, counting):
     store = make_store(embedder=counting)
-    store.remember_many([f"tea number {number}" for number in range(40)], session_id="s", user_id="u")
+    turns = [{"content": f"tea number {number}", "speaker": "Ann"} for number in range(40)]
+    store.remember_many(turns, session_id="s", user_id="u")
     store.flush(PATIENCE_S)
     return store
 
@@ -158,6 +159,7 @@ def test_whatever_is_asked_differently_is_another_question(full):
         {"before": datetime(2020, 1, 1, tzinfo=UTC)},
         {"after": datetime(2020, 1, 1, tzinfo=UTC)},
         {"ranking": "fixed"},
+        {"explain": True},
     ]
     for other in others:
         full.recall("tea number 7", **base)

@@ -70,8 +70,10 @@ def test_a_memory_is_recalled_by_its_words_in_any_form(store):
     assert contents(hit.memory for hit in found)[0] == "We are moving to the new studio in May"
     assert 0 < found[0].score <= 1
     assert found[0].parts == {}
-    for ranking, some in (("fixed", {"meaning", "words", "neighbours", "speaker"}), ("learned", {"meaning", "words", "usual"})):
-        (best, *_) = store.recall("when did they move studios?", session_id="s", ranking=ranking, explain=True)
+    store.remember("Ann: and the dog barks", session_id="t", speaker="Ann")
+    mixed = {"meaning", "words", "neighbours", "speaker"}
+    for query, session, some in (("move studios", "s", mixed), ("which dog barks?", "t", {"meaning", "words", "usual"})):
+        (best, *_) = store.recall(query, session_id=session, explain=True)
         assert set(best.parts) >= some
         assert sum(best.parts.values()) == pytest.approx(best.score, abs=1e-5)
     assert found.position > 0

@@ -7,6 +7,7 @@ and how much else that fits was said near by. Every feature is meant to hold for
 What a text itself is like is read once, when it is folded, and kept as a few small numbers (`text_facts`).
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ PAUSE_MICROS = 3_600_000_000  # an hour: what is said after it does not answer w
 TIMES_MAX = 3  # how often something is in a text, as far as it matters
 END = 500  # characters in which a last question is looked for
 DEVIATIONS_MAX = 6.0
+PRIOR_ROWS, PRIOR_MEAN, PRIOR_DEVIATION = 20, 0.1, 0.12  # similarities of a query with turns that have nothing to do with it
 ECHOES_OF, ECHO_SHARPNESS = 10, 8.0
 
 WITHOUT_MEANING = (
@@ -86,7 +88,7 @@ class Known(NamedTuple):
     Of all n: `similarities`, their cosines with the query (None if there is no vector to ask with), the BM25 weights `alone`
     and `paired`, `mixed`, the sum that the fixed mix came to, `named`, whether the query names their speaker, and `before`
     and `after`, the places of their neighbours in their session, -1 where there is none or it is not among the n.
-    `usual` are the mean and the standard deviation of the similarities of all rows there are, ranked or not.
+    `usual` is that of the similarities of all rows there are, ranked or not.
     `window` (5, c) says where around each of c candidates is looked, as `window_of` finds it. Of the rows there: `held`
     (words, 5, c), which of the query's words stand in them, `facts` (5, c, len(FACTS)), their `text_facts`, and `speakers`
     (5, c), a number each, 0 for nobody; what stands at a -1 does not matter, but that nothing is held there. Of each word
@@ -127,6 +129,15 @@ def _next(rows: Slots, links: Slots, occurred_at: NDArray[np.int64]) -> Slots:
     together = np.abs(occurred_at[found] - occurred_at[rows]) <= PAUSE_MICROS
     reached: Slots = np.where((found >= 0) & together, found, -1)
     return reached
+
+
+def usual(similarities: Floats) -> tuple[float, float]:
+    """Mean and standard deviation of similarities, as if there were PRIOR_ROWS more: a few say little of what is usual."""
+    rows = len(similarities) + PRIOR_ROWS
+    mean = (float(similarities.sum(dtype=np.float64)) + PRIOR_ROWS * PRIOR_MEAN) / rows
+    squares = float(np.square(similarities - np.float32(mean)).sum(dtype=np.float64))
+    prior = PRIOR_ROWS * (PRIOR_DEVIATION**2 + (PRIOR_MEAN - mean) ** 2)
+    return mean, math.sqrt((squares + prior) / rows)
 
 
 def echo_weights(mixed: Floats) -> Floats:

@@ -59,6 +59,7 @@ class Places:
         self._next_number = NOBODY + 1
         self._all: Rows | None = None
         self.count = 0
+        self.spoken = 0  # live rows that have a speaker
 
     def take(
         self,
@@ -106,6 +107,7 @@ class Places:
         self._live[slot] = 0
         self._unlink(slot, session)
         if speaker is not None:
+            self.spoken -= 1
             self._spoken[speaker] -= 1
             if not self._spoken[speaker]:
                 self._drop_name(speaker)
@@ -284,6 +286,7 @@ class Places:
     def _number(self, speaker: str | None) -> int:
         if speaker is None:
             return NOBODY
+        self.spoken += 1
         self._spoken[speaker] = self._spoken.get(speaker, 0) + 1
         if speaker not in self._speaker_numbers:
             self._speaker_numbers[speaker] = self._next_number

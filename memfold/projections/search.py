@@ -15,7 +15,7 @@ import numpy as np
 from memfold.model import Recollection
 from memfold.projections import learned, ranking
 from memfold.projections.caching import Rate
-from memfold.projections.features import ECHOES_OF, NEAR_ROWS, Known, echo_weights, features, window_of
+from memfold.projections.features import ECHOES_OF, NEAR_ROWS, Known, echo_weights, features, usual, window_of
 from memfold.projections.filters import ALL, Condition
 from memfold.projections.places import NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
@@ -178,13 +178,13 @@ def _seen_closer(view: View, question: Question, words: LookedUp, ranked: _Ranke
 
 
 def _usual(view: View, question: Question, ranked: _Ranked) -> tuple[float, float]:
-    """Mean and standard deviation of the similarities of all rows, or of a sample where not all are ranked."""
+    """What is usual among the similarities of all rows, or of a sample where not all are ranked."""
     similarities = ranked.known.similarities
     if similarities is None:
         return 0.0, 1.0
     if len(similarities) < view.places.count and question.vector is not None:
         similarities = view.vectors[question.model or ""].similarities(question.vector, view.places.sample(SAMPLE))
-    return float(similarities.mean(dtype=np.float64)), float(similarities.std(dtype=np.float64))
+    return usual(similarities)
 
 
 def _echoes(view: View, question: Question, ranked: _Ranked) -> Floats:
