@@ -8,7 +8,6 @@ the share of tokens that are no memory's own words: the fence, headings, names. 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -17,13 +16,10 @@ from recall_locomo import CATEGORIES, DATA, conversations, evidence, turns
 
 from memfold import Context, Memory, MemoryStore
 from memfold.minilm import MiniLMEmbedder, default_count_tokens
-from memfold.projections.context import Neighbours, assemble, wanted
-from memfold.projections.counting import TokenCounter
 from memfold.projections.layout import one_line
 
 BUDGETS = (500, 1_000, 2_000, 4_000)
 BAR = (1_000, 0.75)
-COUNTER = TokenCounter()
 
 
 class Asked(NamedTuple):
@@ -35,29 +31,20 @@ class Asked(NamedTuple):
     took_ms: float
 
 
-def context_of(store: MemoryStore, question: str, session_id: str, max_tokens: int, near: Neighbours) -> tuple[Context, float]:
-    """A context, and how long it took to assemble, in ms."""
-    found = store.recall(question, session_id=session_id, limit=wanted(max_tokens))
+def context_of(store: MemoryStore, question: str, session_id: str, max_tokens: int) -> tuple[Context, float]:
+    """The context of a question, and how many milliseconds it took."""
     begun = time.perf_counter()
-    context = assemble(found, near, max_tokens=max_tokens, count=COUNTER.for_one_text())
+    context = store.context(question, session_id=session_id, max_tokens=max_tokens)
     return context, (time.perf_counter() - begun) * 1000
-
-
-def neighbours(memories: Sequence[Memory]) -> Neighbours:
-    """Of each memory of a session the one before and the one after."""
-    before = {second.id: first for first, second in pairwise(memories)}
-    after = {first.id: second for first, second in pairwise(memories)}
-    return lambda memory_id: (before.get(memory_id), after.get(memory_id))
 
 
 def ask(store: MemoryStore, sample: dict[str, Any], memories: Sequence[Memory], max_tokens: int) -> Iterator[Asked]:
     """Every question of one conversation that has evidence."""
-    near = neighbours(memories)
     known = {memory.metadata["turn"] for memory in memories}
     for question in sample["qa"]:
         gold = evidence(question, known)
         if question["category"] in CATEGORIES and gold:
-            context, took_ms = context_of(store, question["question"], sample["sample_id"], max_tokens, near)
+            context, took_ms = context_of(store, question["question"], sample["sample_id"], max_tokens)
             there = {memory.metadata["turn"] for group in context.groups.values() for memory in group}
             yield Asked(question["category"], context, len(gold & there) / len(gold), took_ms)
 
@@ -102,7 +89,7 @@ def main() -> None:
             memories = store.find(sample["sample_id"], order="oldest", limit=10_000).memories
             for max_tokens in BUDGETS:
                 asked[max_tokens] += ask(store, sample, memories, max_tokens)
-        header = ("tokens", "evidence", *CATEGORIES.values(), "memories", "used", "frame", "assembled in ms (p50, p99)")
+        header = ("tokens", "evidence", *CATEGORIES.values(), "memories", "used", "frame", "ms, recall included (p50, p99)")
         report.table(header, [row(max_tokens, asked[max_tokens]) for max_tokens in BUDGETS])
         report.note(f"{len(asked[BUDGETS[0]])} questions.")
         report.machine(at)

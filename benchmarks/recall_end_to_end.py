@@ -72,7 +72,7 @@ def stored(at: Server, sizes: Sequence[int], seconds: float, rounds: int, report
         store.flush()
     encoder = Timed(MiniLMEmbedder())
     shares: dict[str, list[float]] = {f"a session of {size:,}": [] for size in sizes}
-    with at.reopened(NAME, embedder=encoder) as store:
+    with at.reopened(NAME, embedder=encoder, query_vectors_max=1) as store:  # every query is to be embedded
         contenders = {
             name: recalls(store, f"session-{size}", asked, seconds, encoder, shares[name])
             for name, size in zip(shares, sizes, strict=True)

@@ -151,7 +151,7 @@ def compare(store: MemoryStore, session: str, query: str, one: Filter, rows: Row
     """Ask once: how many answers were due, how many were right, and how far a score was off."""
     allowed = {memory.id: scores[at] for at, memory in enumerate(rows.memories) if one.holds(memory)}
     due = sorted((score for score in allowed.values() if score > 0), reverse=True)[:LIMIT]
-    found = store.recall(query, session_id=session, limit=LIMIT, **one.arguments)
+    found = store.recall(query, session_id=session, limit=LIMIT, ranking="fixed", **one.arguments)
     answers = {each.memory.id: each.score for each in found}
     assert len(answers) == len(found) <= LIMIT
     assert found.model == StaticEmbedder.name
