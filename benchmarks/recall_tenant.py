@@ -132,8 +132,8 @@ def while_writing(store: MemoryStore, call: Callable[[], object], seconds: float
 
 def main() -> None:
     """Measure and print."""
-    args = options(__doc__, total=20_000)
-    total, seconds, rounds, judged = (int(args.total), 2.0, 3, 20) if args.quick else (1_000_000, 5.0, 7, 100)
+    args = options(__doc__)
+    total, seconds, rounds, judged = (20_000, 0.5, 2, 10) if args.quick else (1_000_000, 5.0, 7, 100)
     if args.quick:
         search.EXACT_MAX = 5_000
     report = Report(__doc__, args)

@@ -28,7 +28,8 @@ KEPT_MAX = 256  # answers a view
 CANDIDATES = 100  # that the mix likes best are looked at by the learned ranker
 MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
-NEAREST = 300  # by meaning, and as many by words
+NEAREST_WORDS, NEAREST_MEANING = 1_000, 400  # of very many rows
+NEAREST = 400  # of those, in both together
 DAY_MICROS = 86_400e6
 
 
@@ -203,10 +204,18 @@ def _rows(view: View, question: Question, where: Condition) -> Rows:
         return places.among_all(asked) if places.count <= EXACT_MAX else places.around(asked, MIX_REACH)
     if places.count <= EXACT_MAX:
         return places.all()
-    near = [view.words.nearest(asked_for(question.text), NEAREST)]
+    return places.around(_with_neighbours(places, _nearest(view, question)), MIX_REACH)
+
+
+def _nearest(view: View, question: Question) -> Slots:
+    """Of those nearest in words and those nearest in meaning the ones that are best in both together, rising."""
+    words = asked_for(question.text)
+    near = [view.words.nearest(words, NEAREST_WORDS)]
     if question.vector is not None and question.model in view.vectors:
-        near.append(view.vectors[question.model].nearest(question.vector, NEAREST))
-    return places.around(_with_neighbours(places, np.concatenate(near)), MIX_REACH)
+        near.append(view.vectors[question.model].nearest(question.vector, NEAREST_MEANING))
+    rows = view.places.around(distinct(np.concatenate(near)), 0)
+    mix = ranking.score(evidence(view, question, rows, view.words.look_up(words)), question.preferences)
+    return np.sort(rows.slots[ranking.best(mix.total, rows.asked, NEAREST, 0.0)])
 
 
 def _with_neighbours(places: Places, slots: Slots) -> Slots:
