@@ -28,8 +28,8 @@ KEPT_MAX = 256  # answers a view
 CANDIDATES = 100  # that the mix likes best are looked at by the learned ranker
 MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
-NEAREST_WORDS, NEAREST_MEANING = 1_000, 400  # of very many rows
-NEAREST = 400  # of those, in both together
+NEAREST_WORDS, NEAREST_MEANING = 2_000, 600  # of very many rows
+NEAREST = 700  # of those, in both together
 DAY_MICROS = 86_400e6
 
 
