@@ -22,9 +22,11 @@
     ├── EmbedderFailed         the embedder raised, or returned something that is no unit vector a text
     │   └── ModelFileError     a file of memfold's own models is missing or altered
     ├── RerankerFailed         the reranker given to the store did not do what it promises
+    ├── SummarizerFailed       a summarizer could not say a window in fewer words; memories are as they were
     ├── EmbeddingTimeout       not everything was embedded in the time given
     └── SettingsError          a setting or argument of the store itself is unusable
-        └── RankingFileError   a file of weights that does not fit this memfold
+        ├── RankingFileError   a file of weights that does not fit this memfold
+        └── PolicyError        a policy that makes no sense, with the path to the fault
 
 A class exists where a caller would act differently. Facts are attributes; the message says what happened, where, and
 what to do next. No message holds content, a query, a filter value, or the name of a session or user.
@@ -245,6 +247,16 @@ class RerankerFailed(MemfoldError):
         super().__init__(f"the reranker {problem}: mend it, or open the store without one")
 
 
+class SummarizerFailed(MemfoldError):
+    """A summarizer could not say a window in fewer words. `retry`: another try may help. Memories are as they were."""
+
+    def __init__(self, name: str, problem: str, *, retry: bool) -> None:
+        self.name = name
+        self.problem = problem
+        self.retry = retry
+        super().__init__(f"the summarizer {name} {problem}; the memories are as they were")
+
+
 class EmbeddingTimeout(MemfoldError):
     """Not everything was embedded in the time given; the work goes on. `lag` is how many events still wait."""
 
@@ -288,3 +300,11 @@ class RankingFileError(SettingsError):
         super().__init__(
             "ranking", f"file {path} {told}; make it anew with scripts/fit-ranking, or give none to use memfold's own"
         )
+
+
+class PolicyError(SettingsError):
+    """A policy makes no sense, or contradicts itself. `path` leads to the fault, such as `windows.older_than`."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(path, problem)

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from memfold.policies import Policy
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The root of all events. Its `repr` shows the type alone: an event may hold somebody's words."""
@@ -23,8 +25,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return iter(())
 
 
-class MemoryRemembered(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A memory came to be. `occurred_at` None means: when it was recorded."""
+class Said(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What somebody wants remembered. `occurred_at` None means: when it was recorded."""
 
     content: str
     role: str | None = None
@@ -34,6 +36,10 @@ class MemoryRemembered(Event, frozen=True, kw_only=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}
     occurred_at: datetime | None = None
+
+
+class MemoryRemembered(Said, frozen=True, kw_only=True, omit_defaults=True):
+    """A memory came to be."""
 
 
 class MemoryUpdated(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,21 +54,12 @@ class MemoryUpdated(Event, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, Any] | UnsetType = UNSET
 
 
-class MemoryMerged(Event, frozen=True, kw_only=True, omit_defaults=True):
+class MemoryMerged(Said, frozen=True, kw_only=True, omit_defaults=True):
     """Something was said again: it was taken for a duplicate of this memory, and merged into it.
 
     `content` and `speaker` are what was said this time; the memory keeps its own. Its tags and metadata gain those it did
     not have, and its importance rises to this one.
     """
-
-    content: str
-    role: str | None = None
-    speaker: str | None = None
-    category: str | None = None
-    importance: float = 0.5
-    tags: tuple[str, ...] = ()
-    metadata: dict[str, Any] = {}
-    occurred_at: datetime | None = None
 
 
 class MemoryForgotten(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,6 +78,66 @@ class UserForgotten(Event, frozen=True, kw_only=True, omit_defaults=True):
     streams: tuple[str, ...] = ()
 
 
+class WindowCompressed(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A summary of some memories of its session came to be: a memory itself, sealed so that it dies with any of its sources.
+
+    `sources` are the ids of the memories it was made from, in reading order; never empty. `occurred_at` is the time of the
+    last of them, `started_at` that of the first. `tokens_before` counts theirs, `tokens_after` those of `content`.
+    `summarizer` names who made it, `policy` is the version of the policies it was made under. `prompt_tokens`,
+    `completion_tokens` and `cost` are what the summarizer charged.
+    """
+
+    content: str
+    sources: tuple[str, ...]
+    occurred_at: datetime
+    started_at: datetime
+    summarizer: str
+    policy: int
+    tokens_before: int
+    tokens_after: int
+    category: str | None = "summary"
+    importance: float = 0.5
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+
+class MemoriesArchived(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Memories left default recall: because the summary `summary_id` stands for them, or, without one, because they faded.
+
+    Those that a summary stands for come back when it dies, of whatever.
+    """
+
+    memory_ids: tuple[str, ...]
+    summary_id: str | None = None
+    policy: int = 0
+
+
+class MemoriesRestored(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Archived memories came back. A summary that is named is undone: what it stood for comes back, and it goes."""
+
+    memory_ids: tuple[str, ...]
+
+
+class MemoriesRefreshed(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Memories were of use: their age, for fading, counts from here."""
+
+    memory_ids: tuple[str, ...]
+
+
+class PolicySet(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A policy was set, in the tenant's own stream: of the session whose stream is named, of a category, or of the tenant.
+
+    `policy` None takes it away again.
+    """
+
+    policy: Policy | None = None
+    stream: str | None = None
+    category: str | None = None
+
+
 TYPES: dict[int, type[Event]] = {
     1: MemoryRemembered,
     2: MemoryUpdated,
@@ -88,5 +145,10 @@ TYPES: dict[int, type[Event]] = {
     4: SessionForgotten,
     5: UserForgotten,
     6: MemoryMerged,
+    7: WindowCompressed,
+    8: MemoriesArchived,
+    9: MemoriesRestored,
+    10: MemoriesRefreshed,
+    11: PolicySet,
 }
 NUMBERS: dict[type[Event], int] = {event: number for number, event in TYPES.items()}

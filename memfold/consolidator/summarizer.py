@@ -1,0 +1,83 @@
+"""What a summarizer is handed and hands back, and what is made of it before anybody believes it.
+
+A summarizer sees exactly the memories that are recorded as the summary's sources, and nothing else.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from memfold.errors import SummarizerFailed
+
+
+class Source(NamedTuple):
+    """A memory to be summarized: who said what when, and its vector by the store's embedder, if that was at hand."""
+
+    memory_id: str
+    content: str
+    speaker: str | None
+    occurred_at: datetime
+    vector: object | None = None
+
+
+class Window(NamedTuple):
+    """Memories of one session, in reading order, that are to become at most `target_tokens` tokens."""
+
+    sources: tuple[Source, ...]
+    target_tokens: int
+
+
+class Usage(NamedTuple):
+    """What a summarizer charged: tokens read and written, and the price, in the currency that its prices were given in."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+
+class Summary(NamedTuple):
+    """What a window became."""
+
+    text: str
+    usage: Usage = Usage()
+
+
+@runtime_checkable
+class Summarizer(Protocol):
+    """Says a window in fewer words."""
+
+    @property
+    def name(self) -> str:
+        """Stands in the log with every summary, such as "extractive-1" or "llm:gpt-5-mini"."""
+        ...
+
+    def summarize(self, window: Window) -> Summary:
+        """The window in at most its `target_tokens` tokens.
+
+        Raises:
+            SummarizerFailed: it could not; `retry` says whether another try later may help.
+        """
+        ...
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+SPACES = re.compile(r"[ \t]+")
+
+
+def cleaned(name: str, summary: object, window: Window, count: Callable[[str], int]) -> Summary:
+    """A summary that may be stored: plain text without control characters, in fewer tokens than its sources.
+
+    Raises:
+        SummarizerFailed: there is nothing left, or it is not shorter than its sources.
+    """
+    if not isinstance(summary, Summary) or not isinstance(summary.text, str):
+        raise SummarizerFailed(name, "returned no Summary", retry=False)
+    lines = (SPACES.sub(" ", line).strip() for line in CONTROL.sub("", summary.text).splitlines())
+    text = "\n".join(line for line in lines if line)
+    if not text:
+        raise SummarizerFailed(name, "returned an empty summary", retry=True)
+    before = sum(count(source.content) for source in window.sources)
+    if count(text) >= before:
+        raise SummarizerFailed(name, "returned a summary that is not shorter than its sources", retry=True)
+    return summary._replace(text=text)
