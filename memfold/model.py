@@ -14,7 +14,7 @@ from memfold.events import Event
 
 Status = Literal["active", "archived"]
 Order = Literal["newest", "oldest"]
-ChangeType = Literal["remembered", "updated", "merged", "forgotten"]
+ChangeType = Literal["remembered", "updated", "merged", "forgotten", "compressed", "restored"]
 Embedding = Literal["soon", "deferred"]
 OnDuplicate = Literal["keep", "skip", "merge"]
 Ranking = Literal["learned", "fixed"]
@@ -51,8 +51,9 @@ class NewMemory(Discreet, frozen=True, kw_only=True):
 class Memory(Discreet, frozen=True, kw_only=True):
     """One memory as it stands at `version` (1, 2, 3 … for this memory).
 
-    `importance` is in [0, 1]. `occurred_at` is when it happened (by default, when it was remembered); `created_at` and
-    `updated_at` are when the log recorded its first and its newest version.
+    `importance` is in [0, 1]. `occurred_at` is when it happened (by default, when it was remembered; of a summary, when the
+    last of what it sums up did); `created_at` and `updated_at` are when the log recorded its first and its newest version.
+    `status` "archived": it is out of recall, because a summary stands for it or because it faded.
     """
 
     shown = ("id", "version", "status")

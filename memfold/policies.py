@@ -1,5 +1,5 @@
-"""What the consolidator may do, as data: which old memories become a summary, which fade, which are not kept, and which are never
-touched.
+"""What the consolidator may do, as data: which old memories become a summary, which fade, which are not kept, which are
+never touched.
 
 A policy is of a tenant, of a category or of a session, and a section that it leaves out is inherited: a session's from its
 category's, from the tenant's, from `DEFAULT`. Every time is a `timedelta`; in JSON an ISO 8601 duration such as "P7D".

@@ -21,6 +21,7 @@ from memfold.model import Erasure, Scope
 from memfold.projections.filters import Condition
 from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup, id_bytes
+from memfold.projections.view import View
 from memfold.projections.views import Views
 
 NOTHING: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class Forgetter:
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_id) as view:
                 stream, session_id, version = view.stream, view.session_id, view.version
-                is_live = view.table.current(id_bytes(memory_id)) is not None
+                is_live = has_something_left(view, id_bytes(memory_id))
             if not is_live:
                 return self._first_erasure(memory_id, stream)
             if self._append(session_id, stream, version, [id_bytes(memory_id)], reason):
@@ -166,6 +167,14 @@ def told(answer: Callable[[], Erasure]) -> Erasure:
         return answer()
     except StoreUnavailable as error:
         raise StoreUnavailable(error.reason, outcome="unknown", sqlstate=error.sqlstate) from error
+
+
+def has_something_left(view: View, memory_id: bytes) -> bool:
+    """Whether there is something to forget: a memory, or a summary that was undone and is still in the log."""
+    if view.table.current(memory_id):
+        return True
+    history = view.table.history(memory_id)
+    return bool(history) and history[-1].type == "restored"
 
 
 def nothing(scope: Scope) -> Erasure:

@@ -188,5 +188,7 @@ keys = Table(
     Column("sources", ARRAY(Uuid)),
     _required("wrapped", LargeBinary),
     PrimaryKeyConstraint("tenant_id", "position", name="keys_pkey"),
+    CheckConstraint("wrap_kind <> 3 OR (sources IS NOT NULL AND cardinality(sources) > 0)", name="keys_sources"),
     schema=KEYS,
 )
+Index("keys_bound", keys.c.sources, postgresql_using="gin", postgresql_where=text("wrap_kind = 3"))

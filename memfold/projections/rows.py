@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memfold.events import NUMBERS, MemoryForgotten, MemoryMerged, MemoryRemembered, MemoryUpdated
-from memfold.model import Change, ChangeType, Memory, Order
+from memfold.events import (
+    NUMBERS,
+    MemoriesRestored,
+    MemoryForgotten,
+    MemoryMerged,
+    MemoryRemembered,
+    MemoryUpdated,
+    WindowCompressed,
+)
+from memfold.model import Change, ChangeType, Memory, Order, Status
 from memfold.projections import fold
 from memfold.projections.filters import ALL, FUNCTIONS, Condition
 
@@ -27,7 +35,12 @@ _CHANGES: dict[int, ChangeType] = {
     NUMBERS[MemoryUpdated]: "updated",
     NUMBERS[MemoryMerged]: "merged",
     NUMBERS[MemoryForgotten]: "forgotten",
+    NUMBERS[WindowCompressed]: "compressed",
+    NUMBERS[MemoriesRestored]: "restored",
 }
+ACTIVE = Condition("status = 'active'", ())
+"""What is not archived."""
+
 
 # `session` is the number of the memory's session in this view, `type` that of its newest event. `past` holds the earlier
 # versions of memories that were changed, and all versions, without content, of those that were forgotten.
@@ -115,6 +128,12 @@ class Table:
         self._db.execute("DELETE FROM memories WHERE row = ?", (row,))
         self._ready.pop(row, None)
 
+    def set_status(self, rows: Sequence[int], status: Status) -> None:
+        """Say whether memories are archived."""
+        self._db.executemany("UPDATE memories SET status = ? WHERE row = ?", [(status, row) for row in rows])
+        for row in rows:
+            self._ready.pop(row, None)
+
     def keep_past(  # noqa: PLR0917
         self, memory_id: bytes, version: int, type_number: int, at: datetime, position: int, memory: Memory | None
     ) -> None:
@@ -186,6 +205,10 @@ class Table:
     def of_session(self, number: int) -> list[bytes]:
         """The ids of a session's live memories."""
         return self.ids(Condition("session = ?", (number,)))
+
+    def active_rows(self, number: int) -> list[int]:
+        """The rows of a session's memories that are not archived, rising."""
+        return self.matching(both(ACTIVE, Condition("session = ?", (number,))))
 
     def memories(self, rows: Sequence[int]) -> list[Memory]:
         """The memories in these rows. What was read last is kept ready: an agent asks much the same again."""
