@@ -50,7 +50,6 @@ def append_summary(
 
 
 def append_fact(
-    database: Database,
     keyring: Keyring,
     ref: SessionRef,
     fact: Event,

@@ -159,6 +159,11 @@ class Table:
         found = self._db.execute(f"SELECT {COLUMNS} FROM memories WHERE id = ?", (memory_id,)).fetchone()
         return Kept(self._memory(found), found[14], found[15], found[16]) if found else None
 
+    def everything(self) -> list[tuple[bytes, Kept]]:
+        """All memories with their ids, archived ones too, in the order they were remembered."""
+        found = self._db.execute(f"SELECT {COLUMNS} FROM memories ORDER BY row")
+        return [(row[0], Kept(self._memory(row), row[14], row[15], row[16])) for row in found]
+
     def equal(self, said: Collection[Said]) -> dict[Said, Memory]:
         """Of each text and speaker the oldest memory that says this, but for space around it, as far as there is one."""
         query = f"SELECT {COLUMNS} FROM memories WHERE trim(content, ?) IN (SELECT value FROM json_each(?)) ORDER BY row"

@@ -291,6 +291,10 @@ class View:
         key = self.keys.get(wrapping_key_id(want.wrapped_key)) if want.wrapped_key else None
         return key.unwrap(want.wrapped_key, context) if key else None
 
+    def event_id(self, row: int) -> bytes:
+        """The id of the event that made a row what it is."""
+        return self._unembedded[row][0]
+
     def newest_event(self, row: int, context: Callable[[bytes], bytes]) -> tuple[bytes, bytes] | None:
         """The id and the key of the event that made a row what it is; `context` gives the place of an event's key."""
         event_id, wrapped_key = self._unembedded[row]
