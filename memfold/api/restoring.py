@@ -12,6 +12,7 @@ from memfold.model import Memory
 from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup
 from memfold.projections.summaries import to_restore
+from memfold.projections.views import Views
 
 
 class Restorer:
@@ -22,6 +23,7 @@ class Restorer:
         keyring: Keyring,
         committer: Committer,
         lookup: Lookup,
+        views: Views,
         *,
         clock: Callable[[], datetime],
         retries_max: int,
@@ -29,6 +31,7 @@ class Restorer:
         self._keyring = keyring
         self._committer = committer
         self._lookup = lookup
+        self._views = views
         self._clock = clock
         self._retries_max = retries_max
 
@@ -42,29 +45,30 @@ class Restorer:
         by_session: dict[str, list[str]] = {}
         for memory_id in dict.fromkeys(memory_ids):
             with self._lookup.view_of(memory_id) as view:
-                to_restore(view, memory_id)
+                to_restore(view, [memory_id])
                 by_session.setdefault(view.session_id, []).append(memory_id)
         return [memory for session_id, ids in by_session.items() for memory in self._restore(session_id, ids)]
 
     def _restore(self, session_id: str, memory_ids: Sequence[str]) -> list[Memory]:
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_ids[0]) as view:
-                named = list(dict.fromkeys(each for memory_id in memory_ids for each in to_restore(view, memory_id)))
-                stream, archived = view.stream, view.lineage(view.stream).archived()
-            if not named:
+                back, undone = to_restore(view, memory_ids)
+                stream, version, archived = view.stream, view.version, view.lineage(view.stream).archived()
+            if not back:
                 return []
             ref = self._keyring.open_session(session_id, None, self._clock())
-            fact = MemoriesRestored(memory_ids=tuple(map(memory_id_text, named)))
+            fact = MemoriesRestored(memory_ids=tuple(map(memory_id_text, back)), undone=tuple(map(memory_id_text, undone)))
             sealed = [seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=None, wrapping=ref.key)]
-            # No decision stands behind it: whatever happened meanwhile to what is named, it is not archived after this.
-            answer = self._committer.append(Request(stream, ref.user, ref.key.version, self._clock(), sealed))
+            request = Request(stream, ref.user, ref.key.version, self._clock(), sealed, version, of_all=True)
+            answer = self._committer.append(request)
             if answer.verdict is Verdict.ACCEPTED:
-                return self._came_back(memory_ids[0], stream, archived)
-            self._keyring.drop(session_id)
+                return self._came_back(session_id, stream, archived)
+            if answer.verdict is not Verdict.CONFLICT:
+                self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
-    def _came_back(self, memory_id: str, stream: bytes, archived: set[bytes]) -> list[Memory]:
-        with self._lookup.view_of(memory_id) as view:
-            now = view.lineage(stream).archived()
-            found = [kept for kept in map(view.table.current, archived - now) if kept]
+    def _came_back(self, session_id: str, stream: bytes, archived: set[bytes]) -> list[Memory]:
+        with self._views.session(session_id) as view:
+            now = view.lineage(stream).archived() if view else archived
+            found = [kept for kept in map(view.table.current, archived - now) if kept] if view else []
         return [kept.memory for kept in sorted(found, key=lambda kept: kept.row)]

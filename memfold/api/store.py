@@ -152,7 +152,7 @@ class MemoryStore:
         self._follower = Follower(database, keyring, self._embeddings)
         known = Duplicates(self._views, self._embeddings)
         self._writer = Writer(database, keyring, self._committer, self._lookup, known, clock=clock, retries_max=retries_max)
-        self._restorer = Restorer(keyring, self._committer, self._lookup, clock=clock, retries_max=retries_max)
+        self._restorer = Restorer(keyring, self._committer, self._lookup, self._views, clock=clock, retries_max=retries_max)
         self._clock = clock
         self._static = Embeddings(database, keyring.tenant, Encoder(static_embedder(), seconds_a_text=0.00005))
         self._recaller = Recaller(
@@ -596,9 +596,8 @@ class MemoryStore:
     def restore(self, memory_ids: str | Iterable[str]) -> list[Memory]:
         """Bring archived memories back into recall; return those that came back. One event a session does it.
 
-        Of a summary, everything it stands for comes back, and the summary goes, with every summary made from it. What is not
-        archived stays as it is, and restoring twice is harmless. What came back is as old, for the consolidator, as its
-        return.
+        A summary that is not archived itself is undone: everything it stands for comes back, and it goes, with every summary
+        made from it. What else is not archived stays as it is. For the consolidator, what came back is as old as its return.
 
         Raises:
             MemoryNotFound, MemoryForgotten: there is no such memory, or no longer; nothing was restored.

@@ -5,22 +5,15 @@ The key that the summary is sealed under is bound to the newest events of all it
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple
 
 from memfold.events import Event, MemoriesArchived, WindowCompressed
 from memfold.eventstore import binding
 from memfold.eventstore.append import Answer, Request, Verdict
+from memfold.eventstore.binding import EventKey
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.projections.fold import memory_id_text
-
-
-class Opened(NamedTuple):
-    """An event that a summary is to be bound to: its id, and its own key."""
-
-    event_id: bytes
-    key: bytes
 
 
 def append_summary(
@@ -29,7 +22,7 @@ def append_summary(
     ref: SessionRef,
     *,
     event: WindowCompressed,
-    sources: Sequence[Opened],
+    sources: Sequence[EventKey],
     version: int,
     key: str,
     clock: Callable[[], datetime],
@@ -38,9 +31,8 @@ def append_summary(
 
     CONFLICT: something was appended since, or a source was forgotten. DUPLICATE: the same was appended before, by whomever.
     """
-    tenant, summary_id, event_id = keyring.tenant, new_id(), new_id()
-    wrapping = binding.bound_key(tenant, event_id, {source.event_id: source.key for source in sources})
-    summary = seal_event(event, tenant=tenant, stream=ref.stream, memory_id=summary_id, wrapping=wrapping, event_id=event_id)
+    tenant, summary_id = keyring.tenant, new_id()
+    summary = binding.seal_bound(event, tenant=tenant, stream=ref.stream, memory_id=summary_id, sources=sources)
     fact = MemoriesArchived(memory_ids=event.sources, summary_id=memory_id_text(summary_id), policy=event.policy)
     archived = seal_event(fact, tenant=tenant, stream=ref.stream, memory_id=None, wrapping=ref.key)
     request = Request(ref.stream, ref.user, ref.key.version, clock(), [summary, archived], version, of_all=True)

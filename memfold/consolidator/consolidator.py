@@ -147,9 +147,7 @@ class Consolidator:
             undone = max((seen.touched.get(source.memory_id, 0) for source in chosen.sources), default=0) if seen else 0
             yield windows.key([source.event_id for source in chosen.sources], turn.policy_version, undone), chosen
 
-    def _summarized(
-        self, session_id: str, chosen: Chosen, key: str, turn: Turn, spending: Spending
-    ) -> CompressedWindow | None:
+    def _summarized(self, session_id: str, chosen: Chosen, key: str, turn: Turn, spending: Spending) -> CompressedWindow | None:
         """Summarize a window and append it; None if it is no longer as it was chosen.
 
         Raises:

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from memfold.consolidator.appending import Opened
 from memfold.consolidator.candidates import Candidate
 from memfold.consolidator.summarizer import Source
-from memfold.eventstore.codec import key_context
+from memfold.eventstore.binding import EventKey
 from memfold.projections.lineage import Lineage
 from memfold.projections.rows import Kept
 from memfold.projections.view import View
@@ -40,7 +39,7 @@ class Eye:
         touched = {memory_id: lineage.touched[memory_id].version for memory_id, _ in found if memory_id in lineage.touched}
         return Seen(view.session_id, view.stream, view.version, candidates, touched)
 
-    def sources(self, view: View, chosen: Sequence[Candidate]) -> tuple[list[Source], list[Opened]] | None:
+    def sources(self, view: View, chosen: Sequence[Candidate]) -> tuple[list[Source], list[EventKey]] | None:
         """The words of chosen candidates, and the keys to bind their summary to.
 
         None: one of them is no longer as it was chosen: gone, changed, or archived by somebody else.
@@ -48,12 +47,12 @@ class Eye:
         sources, opened = [], []
         for candidate in chosen:
             kept = view.table.current(candidate.memory_id)
-            event = kept and view.newest_event(kept.row, lambda event_id: key_context(self._tenant, event_id))
-            if not kept or not event or event[0] != candidate.event_id or kept.memory.status != "active":
+            event = kept and view.event_key(kept.row, self._tenant)
+            if not kept or not event or event.event_id != candidate.event_id or kept.memory.status != "active":
                 return None
             memory = kept.memory
             sources.append(Source(memory.id, memory.content, memory.speaker, memory.occurred_at))
-            opened.append(Opened(*event))
+            opened.append(event)
         return sources, opened
 
     def _candidate(self, view: View, kept: Kept, memory_id: bytes, lineage: Lineage) -> Candidate:

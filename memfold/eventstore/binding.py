@@ -7,11 +7,13 @@ undone by it either: a bind-subkey tells nothing of the key it came from.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from memfold.errors import StoreUnavailable
+from memfold.events import Event
 from memfold.eventstore import arrays, reader, sealing
 from memfold.eventstore.append import Answer, Request, Verdict, answers, columns, durably, fetch
-from memfold.eventstore.codec import Row, event_key
+from memfold.eventstore.codec import Row, SealedEvent, event_key, new_id, seal_event
 from memfold.eventstore.database import Connection, Database
 from memfold.eventstore.keyring import Keyring
 
@@ -19,6 +21,23 @@ SOURCE_GONE = "MF002"  # raised by append_bound, so that what it wrote is undone
 
 _ARRAYS = ", ".join(["%b"] * 17)
 APPEND_BOUND = f"SELECT verdict, version, recorded, positions FROM memfold.append_bound(%s, {_ARRAYS}, %b)"
+
+
+class EventKey(NamedTuple):
+    """An event's id, and its own key."""
+
+    event_id: bytes
+    key: bytes
+
+    def __repr__(self) -> str:
+        return "EventKey(…)"
+
+
+def seal_bound(event: Event, *, tenant: int, stream: bytes, memory_id: bytes, sources: Sequence[EventKey]) -> SealedEvent:
+    """Seal an event so that it opens only while the keys of all `sources` stand."""
+    event_id = new_id()
+    wrapping = bound_key(tenant, event_id, dict(sources))
+    return seal_event(event, tenant=tenant, stream=stream, memory_id=memory_id, wrapping=wrapping, event_id=event_id)
 
 
 def bound_key(tenant: int, event_id: bytes, sources: Mapping[bytes, bytes]) -> sealing.WrappingKey:

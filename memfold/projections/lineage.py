@@ -59,6 +59,13 @@ class Lineage:
         """The living summaries that were made from a memory directly."""
         return [summary for summary in self._all_from(memory_id) if summary in self._living]
 
+    def above(self, summary: bytes) -> list[bytes]:
+        """The living summaries that were made from a living summary, at any height."""
+        found = self.derived_from(summary)
+        for each in found:
+            found += [other for other in self.derived_from(each) if other not in found]
+        return found
+
     def level(self, memory_id: bytes) -> int:
         """How many times what a memory says was summarized; 0 for what was remembered."""
         sources = self.sources(memory_id)
@@ -80,15 +87,16 @@ class Lineage:
             self._archived.setdefault(memory_id, set()).add(FADED if summary is None else summary)
         return new
 
-    def restore(self, memory_ids: Iterable[bytes], at: datetime, version: int) -> Changed:
-        """Memories come back, whatever kept them archived; summaries among them are undone."""
-        changed, named = Changed([], []), list(memory_ids)
-        for memory_id in named:
-            if memory_id in self._living:
-                self._kill(memory_id, changed)
-            elif self._archived.pop(memory_id, None):
+    def restore(self, memory_ids: Sequence[bytes], undone: Iterable[bytes], at: datetime, version: int) -> Changed:
+        """Summaries are undone, and memories come back, whatever kept them archived."""
+        changed = Changed([], [])
+        for summary in undone:
+            if summary in self._living:
+                self._kill(summary, changed)
+        for memory_id in memory_ids:
+            if self._archived.pop(memory_id, None):
                 changed.active.append(memory_id)
-        self.touched |= dict.fromkeys((*named, *changed.active), Touched(at, version))
+        self.touched |= dict.fromkeys((*memory_ids, *changed.active), Touched(at, version))
         return changed
 
     def refresh(self, memory_ids: Iterable[bytes], at: datetime) -> None:

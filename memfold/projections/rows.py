@@ -137,8 +137,11 @@ class Table:
     def keep_past(  # noqa: PLR0917
         self, memory_id: bytes, version: int, type_number: int, at: datetime, position: int, memory: Memory | None
     ) -> None:
-        """Keep a version that is no longer the newest; without `memory`, only that there was one."""
-        blob = None if memory is None else msgspec.msgpack.encode(memory)
+        """Keep a version that is no longer the newest; without `memory`, only that there was one.
+
+        Whether it is archived is said of a memory, not of its versions.
+        """
+        blob = None if memory is None else msgspec.msgpack.encode(msgspec.structs.replace(memory, status="active"))
         self._db.execute(
             "INSERT INTO past VALUES (?, ?, ?, ?, ?, ?)", (memory_id, version, type_number, micros(at), position, blob)
         )

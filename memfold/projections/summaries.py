@@ -1,5 +1,8 @@
 """From a summary down to what it was made from, and from a memory up to what was made from it, within one view."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from memfold.errors import MemoryForgotten
 from memfold.projections.filters import Condition
 from memfold.projections.lookup import id_bytes, live
@@ -26,18 +29,30 @@ def rows_among(found: list[Kept]) -> Condition:
     return Condition(f"(row IN ({', '.join('?' * len(found))}))", tuple(kept.row for kept in found))
 
 
-def to_restore(view: View, memory_id: str) -> list[bytes]:
-    """What is to be named to bring a memory back: itself if it is archived; if it is a summary, it and what it stands for.
+class Restoring(NamedTuple):
+    """What is to be brought back, and which summaries are to be undone for it."""
 
-    Nothing, if there is nothing to bring back. Raises as `lookup.live`.
+    memory_ids: list[bytes]
+    undone: list[bytes]
+
+
+def to_restore(view: View, memory_ids: Iterable[str]) -> Restoring:
+    """What bringing memories back takes: what is archived comes back; a summary that is not is undone, with those made from it.
+
+    Raises as `lookup.live`.
     """
-    live(view, memory_id)
-    memory, lineage = id_bytes(memory_id), view.summarized(view.stream)
-    if lineage is None:
-        return []
-    if lineage.is_summary(memory):
-        return [memory, *lineage.sources(memory)]
-    return [memory] if lineage.is_archived(memory) else []
+    restoring, lineage = Restoring([], []), view.summarized(view.stream)
+    for text in memory_ids:
+        live(view, text)
+        memory_id = id_bytes(text)
+        if lineage and lineage.is_archived(memory_id):
+            restoring.memory_ids.append(memory_id)
+        elif lineage and lineage.is_summary(memory_id):
+            undone = [memory_id, *lineage.above(memory_id)]
+            restoring.undone.extend(undone)
+            restoring.memory_ids.extend(source for summary in undone for source in lineage.sources(summary))
+    undone = list(dict.fromkeys(restoring.undone))
+    return Restoring([each for each in dict.fromkeys(restoring.memory_ids) if each not in undone], undone)
 
 
 def _kept(view: View, memory_ids: "tuple[bytes, ...] | list[bytes]") -> list[Kept]:

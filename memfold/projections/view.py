@@ -12,7 +12,7 @@ Vectors come later than rows, from outside: the view says which it lacks and is 
 A view is not safe for several threads at once; `views.Views` lends it to one at a time.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,8 @@ from memfold.events import (
     SessionForgotten,
     WindowCompressed,
 )
-from memfold.eventstore.codec import LoggedEvent
+from memfold.eventstore.binding import EventKey
+from memfold.eventstore.codec import LoggedEvent, key_context
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
@@ -295,11 +296,18 @@ class View:
         """The id of the event that made a row what it is."""
         return self._unembedded[row][0]
 
-    def newest_event(self, row: int, context: Callable[[bytes], bytes]) -> tuple[bytes, bytes] | None:
-        """The id and the key of the event that made a row what it is; `context` gives the place of an event's key."""
+    def event_key(self, row: int, tenant: int) -> EventKey | None:
+        """The event that made a row what it is, with its key; None if its user's key is not here any more."""
         event_id, wrapped_key = self._unembedded[row]
         key = self.keys.get(wrapping_key_id(wrapped_key)) if wrapped_key else None
-        return (event_id, key.unwrap(wrapped_key, context(event_id))) if key else None
+        return EventKey(event_id, key.unwrap(wrapped_key, key_context(tenant, event_id))) if key else None
+
+    def bound_to(self, memory_id: bytes, tenant: int) -> list[EventKey]:
+        """What is said of a summary must be bound to: the events its sources were made by. Nothing, if it is no summary."""
+        lineage = self._lineages.get(self.stream)
+        found = [self.table.current(source) for source in (lineage.sources(memory_id) if lineage else ())]
+        keys = [self.event_key(kept.row, tenant) for kept in found if kept]
+        return [key for key in keys if key]
 
     def give(self, model: str, wanted: Sequence[Wanted], vectors: Mapping[int, Floats]) -> None:
         """Set vectors, by position; of rows that have changed since `lacks` told of them, nothing is set."""
@@ -411,18 +419,20 @@ def _apply_of_many(view: View, event: LoggedEvent) -> None:
     elif isinstance(data, MemoriesRefreshed):
         lineage.refresh(memory_ids, row.recorded_at)
     else:
-        changed = lineage.restore(memory_ids, row.recorded_at, row.version)
-        for summary in changed.dead:
+        undone = [fold.memory_id_bytes(summary) for summary in data.undone]
+        changed = lineage.restore(memory_ids, undone, row.recorded_at, row.version)
+        for summary in undone:
             _undo(view, event, summary)
         view.activate(row.stream, changed.active)
 
 
 def _undo(view: View, event: LoggedEvent, summary: bytes) -> None:
+    """A summary was undone, be it readable still or not."""
     owner, live = view.owner(event.row.stream), view.table.current(summary)
     if owner and live:
         view.places.release(live.row)
         view.retire(live, owner, summary, keep=True)
-        view.was(summary, live.memory.version + 1, RESTORED, event.row.recorded_at, event.row.position)
+    view.was(summary, view.table.next_version(summary), RESTORED, event.row.recorded_at, event.row.position)
 
 
 def _apply_changed(view: View, event: LoggedEvent, memory_id: bytes) -> None:
