@@ -187,6 +187,8 @@ def test_undoing_a_summary_undoes_those_above_it(store, turns):
     first, second = summarize(store, turns[:3]), summarize(store, turns[3:6])
     above = summarize(store, [first, second])
     assert ids(store.find("s", order="oldest"))[-1] == above
+    assert ids(store.restore(first)) == [first]
+    assert set(ids(store.find("s"))) == {first, above, *turns[6:]}
     assert ids(store.restore(first)) == [*turns[:3], second]
     assert set(ids(store.find("s"))) == {*turns[:3], second, *turns[6:]}
     assert_same_when_folded_anew(store)
