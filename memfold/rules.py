@@ -4,7 +4,6 @@ A policy may come as a `Policy` or as JSON has it. What contradicts itself withi
 together with another, which may have been set for other memories, holds all the same and is told by `contradictions`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
@@ -202,23 +201,21 @@ def _limit(path: str, value: object) -> int | None:
 
 
 def _number(path: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PolicyError(path, f"is {_kind(value) if not isinstance(value, float) else 'no finite number'}: give a number")
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PolicyError(path, f"is {_kind(value)}: give a number from 0 to 1")
+    if not 0 <= value <= 1:  # nor is NaN
+        raise PolicyError(path, "is outside 0 to 1")
     return float(value)
 
 
 def _importance(path: str, value: object) -> float | None:
-    if value is None:
-        return None
-    number = _number(path, value)
-    if not 0 <= number <= 1:
-        raise PolicyError(path, "is outside 0 to 1")
-    return number
+    return None if value is None else _number(path, value)
 
 
 def _share(path: str, value: object) -> float:
     number = _number(path, value)
-    if not 0 < number < 1:
+    if number in (0, 1):
         raise PolicyError(path, "must be above 0 and below 1")
     return number
 

@@ -15,7 +15,7 @@ same length; so 13 with at most 12 are 7 and 6, not 12 and 1. An end is known by
 given once is given again, whatever is remembered later, until it is archived or a source of it is gone.
 
 One thing is less firm: where nobody goes on with a session, its newest memories stay protected for ever, and the run before
-them ends when a pause has passed. Should it go on after all, that last window may be given longer.
+them ends when a pause has passed. Should it go on after all, that end may be cut anew.
 """
 
 from bisect import bisect_right
