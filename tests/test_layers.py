@@ -18,7 +18,7 @@ ALLOWED = {
     "api": {"words", "embedding", "eventstore", "projections", "audit", "consolidator"},
 }
 EMBEDDING = ["embedding", "minilm"]
-WORDS = ["errors", "policies", "events", "model", "validation", "settings"]
+WORDS = ["errors", "policies", "events", "model", "validation", "rules", "settings"]
 
 # Third-party module: the files that may import it.
 DOORS = {
@@ -85,7 +85,7 @@ def test_imports_point_one_way(path):
 
 
 def test_words_import_one_another_in_order():
-    order = ["errors", "policies", "events", "model", "validation"]
+    order = ["errors", "policies", "events", "model", "validation", "rules"]
     for name in order:
         for module, _ in imports(ROOT / f"{name}.py"):
             if module.startswith("memfold."):
