@@ -69,8 +69,8 @@ class Spending:
             return
         self.run = self.run.plus(usage)
         parameters = (self._tenant, _day(self._clock()), model, *usage)
-        with self._database.connection() as connection:
-            fetch(connection, SPEND, parameters)
+        # If the connection is lost, it is added again, and perhaps counted twice: that errs on the side of the purse.
+        self._database.read(lambda connection: fetch(connection, SPEND, parameters))
 
     def today(self) -> Usage:
         """What this tenant has spent today, in this run and in others."""
