@@ -220,6 +220,11 @@ def unavailable(error: psycopg.Error) -> StoreUnavailable:
     return StoreUnavailable(reasons.get(state, default), outcome="not_written", sqlstate=error.sqlstate)
 
 
+def blames_values(error: Exception) -> bool:
+    """Whether an error is none of the database's, or one about the values it was given, and not about its service."""
+    return not isinstance(error, psycopg.Error) or (error.sqlstate or "")[:2] in ("22", "23")
+
+
 def open_database(conninfo: str, settings: Settings, *, own_server: bool = False) -> Database:
     """Check the server, bring the schema up to date, and open a pool. No pooler stands before a server of our own.
 

@@ -120,8 +120,12 @@ def checkpoint(database: Database, tenant: int, name: str) -> int:
 
 def move_checkpoint(database: Database, tenant: int, name: str, *, before: int, after: int) -> bool:
     """Move a checkpoint from `before` to `after`; False if somebody else moved it meanwhile."""
-    query = "SELECT memfold.move_checkpoint(%s, %s, %s, %s)"
-    return bool(database.read(lambda connection: fetch(connection, query, (tenant, name, before, after))[0]))
+    return database.read(lambda connection: move_checkpoint_on(connection, tenant, name, before=before, after=after))
+
+
+def move_checkpoint_on(connection: Connection, tenant: int, name: str, *, before: int, after: int) -> bool:
+    """The same within the transaction of a connection, until whose end nobody else can move it."""
+    return bool(fetch(connection, "SELECT memfold.move_checkpoint(%s, %s, %s, %s)", (tenant, name, before, after))[0])
 
 
 def try_lock(connection: Connection, tenant: int, name: str) -> bool:

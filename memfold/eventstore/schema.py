@@ -157,6 +157,96 @@ erasures = Table(
     schema=SCHEMA,
 )
 
+directory = Table(
+    "directory",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("stream_id", Uuid),
+    _required("user_id", Uuid),
+    _required("version", Integer),
+    _required("memories", Integer),
+    _required("summaries", Integer, server_default=text("0")),
+    _required("archived", Integer, server_default=text("0")),
+    Column("first_at", TIMESTAMP(timezone=True)),
+    Column("last_at", TIMESTAMP(timezone=True)),
+    _required("changed_version", Integer),
+    _required("tokens_before", BigInteger, server_default=text("0")),
+    _required("tokens_after", BigInteger, server_default=text("0")),
+    _required("examined", Boolean),
+    PrimaryKeyConstraint("tenant_id", "stream_id", name="directory_pkey"),
+    schema=SCHEMA,
+    postgresql_with={"fillfactor": "70"},
+)
+Index("directory_user", directory.c.tenant_id, directory.c.user_id)
+Index(
+    "directory_new",
+    directory.c.tenant_id,
+    directory.c.first_at,
+    directory.c.stream_id,
+    postgresql_where=text("NOT examined"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("position", BigInteger),
+    _required("stream_id", Uuid),
+    Column("summary_id", Uuid),
+    _required("sources", ARRAY(Uuid)),
+    _required("archived", ARRAY(Uuid)),
+    _required("tokens_before", Integer),
+    _required("tokens_after", Integer),
+    PrimaryKeyConstraint("tenant_id", "position", name="windows_pkey"),
+    schema=SCHEMA,
+)
+Index("windows_stream", windows.c.tenant_id, windows.c.stream_id, windows.c.position)
+
+agenda = Table(
+    "agenda",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("stream_id", Uuid),
+    _required("examined_version", Integer),
+    _required("policy_version", Integer),
+    Column("due_at", TIMESTAMP(timezone=True)),
+    Column("due_memories", Integer),
+    _required("examined_at", TIMESTAMP(timezone=True)),
+    _required("woken", Boolean),
+    PrimaryKeyConstraint("tenant_id", "stream_id", name="agenda_pkey"),
+    schema=SCHEMA,
+    postgresql_with={"fillfactor": "70"},
+)
+Index("agenda_due", agenda.c.tenant_id, agenda.c.due_at, agenda.c.stream_id, postgresql_where=text("due_at IS NOT NULL"))
+Index("agenda_woken", agenda.c.tenant_id, agenda.c.examined_at, agenda.c.stream_id, postgresql_where=text("woken"))
+Index("agenda_policy", agenda.c.tenant_id, agenda.c.policy_version, agenda.c.examined_at, agenda.c.stream_id)
+
+parked = Table(
+    "parked",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("job", Text),
+    _required("stream_id", Uuid),
+    _required("key", LargeBinary),
+    Column("position", BigInteger),
+    _required("reason", Text),
+    _required("attempts", Integer),
+    _required("first_at", TIMESTAMP(timezone=True)),
+    Column("next_at", TIMESTAMP(timezone=True)),
+    _required("parked", Boolean),
+    PrimaryKeyConstraint("tenant_id", "job", "stream_id", "key", name="parked_pkey"),
+    schema=SCHEMA,
+)
+Index("parked_stream", parked.c.tenant_id, parked.c.stream_id)
+Index(
+    "parked_next",
+    parked.c.tenant_id,
+    parked.c.job,
+    parked.c.next_at,
+    parked.c.stream_id,
+    postgresql_where=text("next_at IS NOT NULL"),
+)
+
 master = Table(
     "master",
     metadata,

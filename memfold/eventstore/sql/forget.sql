@@ -2,7 +2,7 @@
 -- decided before can be appended behind it, and nothing derived can be stored behind it.
 
 -- Forget the memories that the appended facts name (one fact a memory, in one stream). Arguments as in append.
-CREATE FUNCTION memfold.forget_memories(
+CREATE OR REPLACE FUNCTION memfold.forget_memories(
     p_tenant bigint,
     r_stream uuid[], r_user uuid[], r_kek int[], r_at timestamptz[], r_key bytea[], r_commitment bytea[], r_expected int[], r_events int[],
     e_request int[], e_offset int[], e_event uuid[], e_memory uuid[], e_type smallint[], e_schema smallint[],
@@ -25,7 +25,7 @@ END $$;
 
 -- Forget whole streams: one closing fact per stream, after which it takes no more. With `p_user`, the user's key goes too,
 -- and the streams must be all the user has, else nothing happens and `verdict` is {1}: read again.
-CREATE FUNCTION memfold.forget_streams(
+CREATE OR REPLACE FUNCTION memfold.forget_streams(
     p_tenant bigint, p_user uuid, p_name_hmac bytea,
     r_stream uuid[], r_user uuid[], r_kek int[], r_at timestamptz[], r_key bytea[], r_commitment bytea[], r_expected int[], r_events int[],
     e_request int[], e_offset int[], e_event uuid[], e_memory uuid[], e_type smallint[], e_schema smallint[],
@@ -61,6 +61,7 @@ BEGIN
     UPDATE heads SET closed = true WHERE tenant_id = p_tenant AND stream_id = ANY (p_closing);
     DELETE FROM sessions WHERE tenant_id = p_tenant AND stream_id = ANY (p_closing);
     DELETE FROM idempotency WHERE tenant_id = p_tenant AND stream_id = ANY (p_closing);
+    PERFORM memfold.drop_sessions(p_tenant, p_closing);
     DELETE FROM users WHERE tenant_id = p_tenant AND user_id = p_user;
     INSERT INTO erasures (tenant_id, name_hmac, position, streams)
     VALUES (p_tenant, p_name_hmac, positions[cardinality(positions)], p_closing)
@@ -68,7 +69,7 @@ BEGIN
 END $$;
 
 -- Delete keys first: whoever stores something derived holds the key row, so we wait for them and then see what they stored.
-CREATE FUNCTION memfold.destroy(p_tenant bigint, doomed bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION memfold.destroy(p_tenant bigint, doomed bigint[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, memfold, memfold_keys, pg_temp AS $$
 BEGIN
     PERFORM FROM keys k WHERE k.tenant_id = p_tenant AND k.position = ANY (doomed) ORDER BY k.position FOR UPDATE;
@@ -78,7 +79,7 @@ BEGIN
 END $$;
 
 -- Store what was derived from events, only where the event's key still stands; returns how many were stored.
-CREATE FUNCTION memfold.store_embeddings(p_tenant bigint, p_model text, p_positions bigint[], p_sealed bytea[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION memfold.store_embeddings(p_tenant bigint, p_model text, p_positions bigint[], p_sealed bytea[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, memfold, memfold_keys, pg_temp AS $$
 DECLARE
     stored bigint;
