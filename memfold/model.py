@@ -235,7 +235,7 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
 
     `faded` memories were archived, `expired` ones forgotten, because of a retention. `near_limits` names the limits of which
     80 % are used. `due_at` is when there is more to do, if nothing is remembered until then; None: never. `stopped` says why
-    not everything was done, None if it was. `version` is that of the session's stream afterwards.
+    not everything was done, None if it was. `version` is that of the session's stream afterwards; `memories` are in it.
     """
 
     shown = ("version", "windows", "failed", "faded", "expired", "due_at", "stopped")
@@ -244,6 +244,7 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     stream_id: str
     version: int
     policy_version: int
+    memories: int
     windows: tuple[CompressedWindow, ...]
     failed: tuple[FailedWindow, ...]
     faded: tuple[str, ...]
@@ -251,6 +252,38 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     near_limits: tuple[str, ...]
     due_at: datetime | None
     stopped: str | None
+
+
+class Consolidation(Discreet, frozen=True, kw_only=True):
+    """What a run of the consolidator did, or with `dry_run` would do, session by session.
+
+    `prompt_tokens`, `completion_tokens` and `cost` are what the summarizer charged. `stopped` says why it ended before all was
+    done: a cap was reached, or another worker is at it; None if it was done.
+    """
+
+    shown = ("sessions", "dry_run", "prompt_tokens", "completion_tokens", "cost", "stopped")
+
+    sessions: tuple[SessionConsolidation, ...]
+    dry_run: bool
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    stopped: str | None
+
+    @property
+    def windows(self) -> tuple[CompressedWindow, ...]:
+        """The windows of all sessions."""
+        return tuple(window for session in self.sessions for window in session.windows)
+
+    @property
+    def tokens_before(self) -> int:
+        """Tokens of everything that became, or would become, a summary."""
+        return sum(window.tokens_before for window in self.windows)
+
+    @property
+    def tokens_after(self) -> int:
+        """Tokens of the summaries."""
+        return sum(window.tokens_after for window in self.windows)
 
 
 class StoredEvent(Discreet, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from memfold.consolidator.candidates import Candidate
 from memfold.consolidator.looking import Eye, Seen
 from memfold.consolidator.policybook import PolicyBook
 from memfold.consolidator.spending import Spending
-from memfold.consolidator.summarizer import Source, Summarizer, Summary, Window, cleaned
+from memfold.consolidator.summarizer import Source, Summarizer, Summary, Usage, Window, cleaned
 from memfold.consolidator.windows import Chosen
 from memfold.errors import Contended, SummarizerFailed
 from memfold.events import MemoriesArchived, WindowCompressed
@@ -53,9 +53,9 @@ class Consolidator:
         views: Views,
         committer: Committer,
         forgetter: Forgetter,
+        *,
         book: PolicyBook,
         summarizer: Summarizer,
-        *,
         count: Callable[[str], int],
         clock: Callable[[], datetime],
         retries_max: int,
@@ -102,6 +102,7 @@ class Consolidator:
             stream_id=memory_id_text(seen.stream),
             version=rest.version,
             policy_version=book.version,
+            memories=sum(each.level == 0 for each in rest.candidates),
             windows=tuple(made),
             failed=tuple(failed),
             faded=faded,
@@ -170,7 +171,8 @@ class Consolidator:
         try:
             answer = self._summarizer.summarize(window)
         except SummarizerFailed as error:
-            spending.record(name, error.usage)
+            if isinstance(error.usage, Usage):
+                spending.record(name, error.usage)
             raise
         except Exception as error:
             raise SummarizerFailed(name, f"raised {type(error).__name__}", retry=True) from error
