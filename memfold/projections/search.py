@@ -91,10 +91,13 @@ def search(
     view: View, question: Question, where: Condition, *, limit: int, min_score: float, explain: bool = False
 ) -> list[Found]:
     """The rows that answer best, best first."""
-    rows = _rows(view, question, where)
+    if not view.places.count:
+        return []
+    question = question._replace(spans=times_of(view, question))
+    words = view.words.look_up(asked_for(question.text))
+    rows = _rows(view, question, words, where)
     if not len(rows.asked):
         return []
-    words = view.words.look_up(asked_for(question.text))
     known = evidence(view, question, rows, words)
     mix = ranking.score(known, question.preferences)
     if question.weights is None:
@@ -196,7 +199,7 @@ def _echoes(view: View, question: Question, ranked: _Ranked) -> Floats:
     return vectors.similarities(weights @ vectors.dump(rows.slots[likes[: len(weights)]]), rows.slots[best])
 
 
-def _rows(view: View, question: Question, where: Condition) -> Rows:
+def _rows(view: View, question: Question, words: LookedUp, where: Condition) -> Rows:
     """The rows that are ranked, and what is looked at besides."""
     places = view.places
     if where != ALL:
@@ -204,17 +207,16 @@ def _rows(view: View, question: Question, where: Condition) -> Rows:
         return places.among_all(asked) if places.count <= EXACT_MAX else places.around(asked, MIX_REACH)
     if places.count <= EXACT_MAX:
         return places.all()
-    return places.around(_with_neighbours(places, _nearest(view, question)), MIX_REACH)
+    return places.around(_with_neighbours(places, _nearest(view, question, words)), MIX_REACH)
 
 
-def _nearest(view: View, question: Question) -> Slots:
+def _nearest(view: View, question: Question, words: LookedUp) -> Slots:
     """Of those nearest in words and those nearest in meaning the ones that are best in both together, rising."""
-    words = asked_for(question.text)
     near = [view.words.nearest(words, NEAREST_WORDS)]
     if question.vector is not None and question.model in view.vectors:
         near.append(view.vectors[question.model].nearest(question.vector, NEAREST_MEANING))
     rows = view.places.around(distinct(np.concatenate(near)), 0)
-    mix = ranking.score(evidence(view, question, rows, view.words.look_up(words)), question.preferences)
+    mix = ranking.score(evidence(view, question, rows, words), question.preferences)
     return np.sort(rows.slots[ranking.best(mix.total, rows.asked, NEAREST, 0.0)])
 
 
@@ -225,7 +227,7 @@ def _with_neighbours(places: Places, slots: Slots) -> Slots:
 
 
 def evidence(view: View, question: Question, rows: Rows, words: LookedUp) -> ranking.Evidence:
-    """What is known of some rows of a view."""
+    """What is known of some rows of a view. The question's times are as `times_of` tells them."""
     slots, places = rows.slots, view.places
     similarities = None
     if question.vector is not None and question.model in view.vectors:
@@ -235,14 +237,13 @@ def evidence(view: View, question: Question, rows: Rows, words: LookedUp) -> ran
         importance = places.importance(slots)
     if question.preferences.recency:
         age_days = ((micros(question.now) - places.occurred_at(slots)) / DAY_MICROS).astype(np.float32)
-    spans = times_of(view, question)
     return ranking.Evidence(
         before=rows.before,
         after=rows.after,
         similarities=similarities,
         matches=view.words.weigh(words, slots, places.before(slots)),
         named=places.named(plain_words(question.text), slots),
-        when=fit(spans, places.occurred_at(slots)) if spans else None,
+        when=fit(question.spans, places.occurred_at(slots)) if question.spans else None,
         importance=importance,
         age_days=age_days,
     )
