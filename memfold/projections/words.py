@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memfold.projections.fresh import Fresh
-from memfold.projections.postings import Postings, Segment, Slots, merged
+from memfold.projections.postings import Postings, Segment, Slots, distinct, merged
 from memfold.projections.tokens import STOP_WORDS, TERMS_MAX, asked_for, plain, plain_words, stemmer, words_of
 
 __all__ = [
@@ -258,15 +258,18 @@ def merge_from(sizes: Sequence[int]) -> int:
 
 
 def _counts_of_few(found: Sequence[_Found], asked: Slots) -> Floats:
-    sought = asked.astype(np.uint32)
-    counts = np.zeros((len(found), len(asked)), np.float32)
+    """Each slot is sought once, in order, and only between the first and the last of a part: many are asked for twice."""
+    every = asked.astype(np.uint32)
+    sought = np.sort(every)
+    sought = sought[distinct(sought)]
+    counts = np.zeros((len(found), len(sought)), np.float32)
     for row, word in zip(counts, found, strict=True):
         for slots, often, _ in word.parts:
-            at = slots.searchsorted(sought)
-            at[at == len(slots)] = 0
-            hit = np.flatnonzero(slots[at] == sought)
-            row[hit] = often[at[hit]]
-    return counts
+            begin, end = sought.searchsorted(slots[0]), sought.searchsorted(slots[-1], "right")
+            at = slots.searchsorted(sought[begin:end])
+            hit = np.flatnonzero(slots[at] == sought[begin:end])
+            row[begin + hit] = often[at[hit]]
+    return counts.take(sought.searchsorted(every), axis=1)
 
 
 def largest(values: Floats, count: int) -> Slots:
