@@ -26,7 +26,7 @@ from memfold.projections.words import Floats, LookedUp, Slots, asked_for, plain_
 EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
 CANDIDATES = 100  # that the mix likes best are looked at by the learned ranker
-MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
+MIX_REACH = 2  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
 NEAREST_WORDS, NEAREST_MEANING = 2_000, 600  # of very many rows
 NEAREST = 700  # of those, in both together
