@@ -28,8 +28,9 @@ KEPT_MAX = 256  # answers a view
 CANDIDATES = 100  # that the mix likes best are looked at by the learned ranker
 MIX_REACH = 2  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
-NEAREST_WORDS, NEAREST_MEANING = 2_000, 600  # of very many rows
-NEAREST = 700  # of those, in both together
+NEAREST_WORDS, NEAREST_MEANING = 4_000, 400  # of very many rows
+NEAREST = 500  # of those, in both together
+WORDS_FOR_MEANING = 4  # for so many rows that are missing to NEAREST_WORDS, one more that is near in meaning
 DAY_MICROS = 86_400e6
 
 
@@ -211,13 +212,17 @@ def _rows(view: View, question: Question, words: LookedUp, where: Condition) -> 
 
 
 def _nearest(view: View, question: Question, words: LookedUp) -> Slots:
-    """Of those nearest in words and those nearest in meaning the ones that are best in both together, rising."""
+    """Of those nearest in words and those nearest in meaning the ones that are best in both together, rising.
+
+    The fewer rows hold any of the words, the more of those near in meaning are looked at.
+    """
     near = [view.words.nearest(words, NEAREST_WORDS)]
+    room = (NEAREST_WORDS - len(near[0])) // WORDS_FOR_MEANING
     if question.vector is not None and question.model in view.vectors:
-        near.append(view.vectors[question.model].nearest(question.vector, NEAREST_MEANING))
+        near.append(view.vectors[question.model].nearest(question.vector, NEAREST_MEANING + room))
     rows = view.places.around(distinct(np.concatenate(near)), 0)
     mix = ranking.score(evidence(view, question, rows, words), question.preferences)
-    return np.sort(rows.slots[ranking.best(mix.total, rows.asked, NEAREST, 0.0)])
+    return np.sort(rows.slots[ranking.best(mix.total, rows.asked, NEAREST + room, 0.0)])
 
 
 def _with_neighbours(places: Places, slots: Slots) -> Slots:
