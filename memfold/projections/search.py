@@ -1,9 +1,10 @@
 """How a view is searched: from a question to the memories that answer it best.
 
 The fixed mix ranks first; those it likes best are ranked anew by the learned ranker, unless that is not wanted.
-Every row that a filter leaves is ranked, so an answer about them is exact, and the filter changes no row's score. Only where
-nothing is filtered and there are more rows than EXACT_MAX, those are ranked that are nearest in meaning or in words, and their
-neighbours.
+Every row that a filter leaves is ranked, so an answer about them is exact. In a view of up to EXACT_MAX rows the filter changes
+no row's score; in a larger one none that the mix gives, but the learned ranker compares with the best of the rows that were
+looked at, and those are then the filtered ones and what stands around them. Only where nothing is filtered and there are more
+rows than EXACT_MAX, those are ranked that are nearest in meaning or in words, and their neighbours.
 """
 
 from collections.abc import Callable
