@@ -22,7 +22,7 @@ from memfold.projections.places import NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
 from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
-from memfold.projections.words import Floats, LookedUp, Slots, asked_for, plain_words
+from memfold.projections.words import Floats, LookedUp, Slots, Words, asked_for, plain_words
 
 EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
@@ -108,13 +108,13 @@ def search(
     if not len(candidates):
         return []
     head, tail = candidates[:CANDIDATES], candidates[CANDIDATES:]
-    found = _learned(view, question, words, _Ranked(rows, known, mix, head), limit=limit, explain=explain)
+    found = _learned(view, question, words, Ranked(rows, known, mix, head), limit=limit, explain=explain)
     if len(tail):
         found += _behind(_told(view, rows, mix, tail, explain=explain), float(mix.total[head[-1]]), found[-1].score)
     return [hit for hit in found if hit.score >= min_score]
 
 
-class _Ranked(NamedTuple):
+class Ranked(NamedTuple):
     """Rows that the mix has ranked, and the places of the best among them, best first."""
 
     rows: Rows
@@ -136,35 +136,14 @@ def _told(view: View, rows: Rows, mix: ranking.Scores, places: Slots, *, explain
     return [Found(row, total, {}) for row, total in zip(of_rows, mix.total[places].tolist(), strict=True)]
 
 
-def _learned(view: View, question: Question, words: LookedUp, ranked: _Ranked, *, limit: int, explain: bool) -> list[Found]:
+def _learned(view: View, question: Question, words: LookedUp, ranked: Ranked, *, limit: int, explain: bool) -> list[Found]:
     """The best of the mix as the learned ranker orders them, `limit` at most; of equals what the mix likes better."""
     echoes = None if ranked.known.similarities is None else _echoes(view, question, ranked)
     if len(ranked.rows.slots) < view.places.count:
         ranked = _seen_closer(view, question, words, ranked)
-    rows, known, mix, best = ranked
-    window = window_of(best, known.before, known.after, view.places.occurred_at(rows.slots))
-    around = np.where(window >= 0, rows.slots[window], NOWHERE)
-    rarity, held = view.words.holding(words, around.ravel())
-    found = features(
-        question.text,
-        Known(
-            similarities=known.similarities,
-            usual=_usual(view, question, ranked),
-            alone=known.matches.alone,
-            paired=known.matches.paired,
-            mixed=mix.mixed,
-            named=known.named,
-            before=known.before,
-            after=known.after,
-            window=window,
-            held=held.reshape(len(rarity), *window.shape),
-            facts=view.places.facts(around.ravel()).reshape(*window.shape, -1),
-            speakers=view.places.speakers(around.ravel()).reshape(window.shape),
-            rarity=rarity,
-            echoes=echoes,
-            fits=None if known.when is None else known.when[best],
-        ),
-    )
+    rows, _, mix, best = ranked
+    known = looked_at(ranked, view.places, view.words, words, usual=_usual(view, question, ranked), echoes=echoes)
+    found = features(question.text, known)
     liked = {name: part[best] for name, part in mix.parts.items() if name in ("importance", "recency")}
     assert question.weights is not None
     scores = learned.score(question.weights, found, liked)
@@ -175,15 +154,42 @@ def _learned(view: View, question: Question, words: LookedUp, ranked: _Ranked, *
     return [Found(row, total, {}) for row, total in zip(of_rows, scores.total[order].tolist(), strict=True)]
 
 
-def _seen_closer(view: View, question: Question, words: LookedUp, ranked: _Ranked) -> _Ranked:
+def looked_at(
+    ranked: Ranked, places: Places, words: Words, looked_up: LookedUp, *, usual: tuple[float, float], echoes: Floats | None
+) -> Known:
+    """All that the learned ranker looks at of the best of ranked rows."""
+    rows, known, mix, best = ranked
+    window = window_of(best, known.before, known.after, places.occurred_at(rows.slots))
+    around = np.where(window >= 0, rows.slots[window], NOWHERE)
+    rarity, held = words.holding(looked_up, around.ravel())
+    return Known(
+        similarities=known.similarities,
+        usual=usual,
+        alone=known.matches.alone,
+        paired=known.matches.paired,
+        mixed=mix.mixed,
+        named=known.named,
+        before=known.before,
+        after=known.after,
+        window=window,
+        held=held.reshape(len(rarity), *window.shape),
+        facts=places.facts(around.ravel()).reshape(*window.shape, -1),
+        speakers=places.speakers(around.ravel()).reshape(window.shape),
+        rarity=rarity,
+        echoes=echoes,
+        fits=None if known.when is None else known.when[best],
+    )
+
+
+def _seen_closer(view: View, question: Question, words: LookedUp, ranked: Ranked) -> Ranked:
     """The same best, among all rows that stand near enough to count for what the learned ranker looks at."""
     slots = ranked.rows.slots[ranked.best]
     rows = view.places.around(np.sort(slots), NEAR_ROWS + MIX_REACH)
     known = evidence(view, question, rows, words)
-    return _Ranked(rows, known, ranking.score(known, question.preferences), np.searchsorted(rows.slots, slots))
+    return Ranked(rows, known, ranking.score(known, question.preferences), np.searchsorted(rows.slots, slots))
 
 
-def _usual(view: View, question: Question, ranked: _Ranked) -> tuple[float, float]:
+def _usual(view: View, question: Question, ranked: Ranked) -> tuple[float, float]:
     """What is usual among the similarities of all rows, or of a sample where not all are ranked."""
     similarities = ranked.known.similarities
     if similarities is None:
@@ -193,7 +199,7 @@ def _usual(view: View, question: Question, ranked: _Ranked) -> tuple[float, floa
     return usual(similarities)
 
 
-def _echoes(view: View, question: Question, ranked: _Ranked) -> Floats:
+def _echoes(view: View, question: Question, ranked: Ranked) -> Floats:
     """How like each of the best is to those rows that the mix likes best of all, asked for or not."""
     rows, _, mix, best = ranked
     likes = best if len(rows.asked) == len(rows.slots) else ranking.best(mix.total, np.arange(len(rows.slots)), ECHOES_OF, 0.0)
