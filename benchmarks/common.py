@@ -10,6 +10,7 @@ import datetime
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -46,6 +47,7 @@ from memfold.validation import as_new_memory, to_event
 
 MASTER_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 ROOT = Path(__file__).parents[1]
+WORKERS = 2  # processes that remember at once
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------------
@@ -156,6 +158,20 @@ def fill(store: MemoryStore, *, sessions: int, memories: int, contents: Iterator
     contents = contents or texts()
     for number in range(sessions):
         store.remember_many([next(contents) for _ in range(memories)], session_id=f"session-{number}")
+
+
+def fill_up(url: str, remember: Callable[[str, int, int], object], sessions: int) -> float:
+    """Let WORKERS processes fill so many sessions, each by `remember(url, worker, sessions)`; how many seconds they took."""
+    context, begun = multiprocessing.get_context("spawn"), time.perf_counter()
+    shares = (len(range(worker, sessions, WORKERS)) for worker in range(WORKERS))
+    processes = [context.Process(target=remember, args=(url, worker, share)) for worker, share in enumerate(shares)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError("a process that was to remember ended early")
+    return time.perf_counter() - begun
 
 
 def without_embedding(store: MemoryStore) -> MemoryStore:

@@ -66,7 +66,10 @@ def ours(contents: list[str]) -> Built:
         words.settle()
         return words.weigh(words.look_up(asked_for(contents[slot])[:1]), slots[slot : slot + 1], slots[:1] - 1)
 
-    return Built(held_bytes(vars(words), set()), ask, lambda query: words.nearest(asked_for(query), NEAR), change)
+    def nearest(query: str) -> object:
+        return words.nearest(words.look_up(asked_for(query)), NEAR)
+
+    return Built(held_bytes(vars(words), set()), ask, nearest, change)
 
 
 def folded(contents: list[str]) -> Words:

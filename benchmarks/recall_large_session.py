@@ -6,7 +6,6 @@ words, vectors of 384 dimensions, the session's view folded and its vectors in i
 sessions of 1,000.
 """
 
-import multiprocessing
 import sqlite3
 from collections.abc import Callable
 from itertools import cycle
@@ -17,7 +16,7 @@ from common import (
     Bar,
     RandomVectors,
     Report,
-    Server,
+    fill_up,
     latencies,
     latency_ratio,
     options,
@@ -34,7 +33,6 @@ from memfold.projections.words import asked_for
 
 NAME = "memfold"
 BATCH = 1_000
-WORKERS = 2
 BARS_MS = {1_000: 2.0, 10_000: 15.0}
 
 
@@ -44,20 +42,6 @@ def remember_others(url: str, worker: int, sessions: int) -> None:
     with without_embedding(MemoryStore(url, master_key=MASTER_KEY)) as store:
         for number in range(sessions):
             store.remember_many([next(contents) for _ in range(BATCH)], session_id=f"other-{worker}-{number}")
-
-
-def fill_up(at: Server, memories: int) -> None:
-    """Bring the store to so many memories, on all cores."""
-    context = multiprocessing.get_context("spawn")
-    sessions = memories // BATCH
-    arguments = [(at.url(NAME), worker, len(range(worker, sessions, WORKERS))) for worker in range(WORKERS)]
-    processes = [context.Process(target=remember_others, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            raise RuntimeError("a process that was to remember the others ended early")
 
 
 def libraries(contents: list[str], asked: list[str], embedder: RandomVectors) -> Callable[[], object]:
@@ -99,7 +83,7 @@ def main() -> None:
             for size in BARS_MS:
                 store.remember_many(contents[:size], session_id=f"session-{size}")
             store.flush()
-        fill_up(at, total - sum(BARS_MS))
+        fill_up(at.url(NAME), remember_others, (total - sum(BARS_MS)) // BATCH)
         contenders: dict[str, Callable[[], Sample]] = {}
         with at.reopened(NAME, embedder=embedder) as store:
             for size in BARS_MS:

@@ -6,7 +6,6 @@ among the ten that come. Beside it, in the same run: faiss' flat index over the 
 """
 
 import gc
-import multiprocessing
 import resource
 import threading
 import time
@@ -18,10 +17,11 @@ import faiss
 import numpy as np
 from common import (
     MASTER_KEY,
+    WORKERS,
     Bar,
     Report,
-    Server,
     Spread,
+    fill_up,
     latencies,
     latency_ratio,
     options,
@@ -38,7 +38,7 @@ from memfold import MemoryStore
 from memfold.minilm import StaticEmbedder
 from memfold.projections import search
 
-NAME, BATCH, USERS, WORKERS = "memfold", 1_000, 200, 2
+NAME, BATCH, USERS = "memfold", 1_000, 200
 SETTINGS = {"views_bytes_max": 16 * 1024**3, "statement_timeout_s": 600.0}
 PATIENCE_S = 3_600.0
 BAR_P50_MS, BAR_P99_MS, BAR_RIGHT = 20, 60, 9.8
@@ -51,21 +51,6 @@ def remember(url: str, worker: int, sessions: int) -> None:
             contents = prose(BATCH, seed=1_000 + worker + WORKERS * number)
             user = f"user-{number % USERS}-{worker}"
             store.remember_many(contents, session_id=f"session-{worker}-{number}", user_id=user, embedding="deferred")
-
-
-def fill_up(at: Server, memories: int) -> float:
-    """Remember so many on all cores; how many a second."""
-    context, begun = multiprocessing.get_context("spawn"), time.perf_counter()
-    sessions = memories // BATCH
-    arguments = [(at.url(NAME), worker, len(range(worker, sessions, WORKERS))) for worker in range(WORKERS)]
-    processes = [context.Process(target=remember, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            raise RuntimeError("a process that was to remember ended early")
-    return memories / (time.perf_counter() - begun)
 
 
 def resident_bytes() -> int:
@@ -140,7 +125,7 @@ def main() -> None:
     asked = queries(400)
     with server() as at:
         at.store(NAME, embedder=StaticEmbedder()).close()
-        rate = fill_up(at, total)
+        rate = total / fill_up(at.url(NAME), remember, total // BATCH)
         before, begun = resident_bytes(), time.perf_counter()
         with at.reopened(NAME, embedder=StaticEmbedder(), **SETTINGS) as store:
             partial = store.recall(asked[0], limit=10, wait_s=1.0)

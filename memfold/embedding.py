@@ -5,7 +5,8 @@ returns is checked before anything trusts it: a NaN in an index would spoil ever
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,30 +48,14 @@ class SentenceTransformerEmbedder:
     """
 
     def __init__(self, model: str, *, name: str | None = None, **options: Any) -> None:
-        self._model_name = model
-        self._options = options
-        self._lock = threading.Lock()
-        self._model: Any = None
         self.name = name or model
+        failed = partial(EmbedderFailed, self.name)
+        self._load = _Loading("SentenceTransformer", model, options, setting="embedder", failed=failed)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of the texts, float32 (n, d)."""
         model = self._load()
         return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32)
-
-    def _load(self) -> Any:
-        with self._lock:
-            if self._model is None:
-                try:
-                    from sentence_transformers import SentenceTransformer
-                except ImportError:
-                    install = "pip install 'memfold[sentence-transformers]'"
-                    raise SettingsError("embedder", f"needs sentence-transformers, which is not installed: {install}") from None
-                try:
-                    self._model = SentenceTransformer(self._model_name, **self._options)
-                except Exception as error:
-                    raise EmbedderFailed(self.name, f"could not be loaded ({type(error).__name__}: {error})") from error
-            return self._model
 
 
 @runtime_checkable
@@ -94,10 +79,7 @@ class CrossEncoderReranker:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self._model_name = model
-        self._options = options
-        self._lock = threading.Lock()
-        self._model: Any = None
+        self._load = _Loading("CrossEncoder", model, options, setting="reranker", failed=RerankerFailed)
 
     def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
         """How well each text answers, from 0 to 1."""
@@ -108,19 +90,34 @@ class CrossEncoderReranker:
         brought: list[float] = (scores if is_logistic else 1 / (1 + np.exp(-scores))).tolist()
         return brought
 
-    def _load(self) -> Any:
+
+class _Loading:
+    """A model of sentence-transformers, loaded when it is first asked for; `failed` makes the error of one that cannot be."""
+
+    def __init__(
+        self, kind: str, model: str, options: dict[str, Any], *, setting: str, failed: Callable[[str], Exception]
+    ) -> None:
+        self._kind, self._name, self._options = kind, model, options
+        self._setting, self._failed = setting, failed
+        self._lock = threading.Lock()
+        self._model: Any = None
+
+    def __call__(self) -> Any:
         with self._lock:
             if self._model is None:
-                try:
-                    from sentence_transformers import CrossEncoder
-                except ImportError:
-                    install = "pip install 'memfold[sentence-transformers]'"
-                    raise SettingsError("reranker", f"needs sentence-transformers, which is not installed: {install}") from None
-                try:
-                    self._model = CrossEncoder(self._model_name, **self._options)
-                except Exception as error:
-                    raise RerankerFailed(f"could not be loaded ({type(error).__name__}: {error})") from error
+                self._model = self._load()
             return self._model
+
+    def _load(self) -> Any:
+        try:
+            import sentence_transformers
+        except ImportError:
+            install = "pip install 'memfold[sentence-transformers]'"
+            raise SettingsError(self._setting, f"needs sentence-transformers, which is not installed: {install}") from None
+        try:
+            return getattr(sentence_transformers, self._kind)(self._name, **self._options)
+        except Exception as error:
+            raise self._failed(f"could not be loaded ({type(error).__name__}: {error})") from error
 
 
 def reranked(reranker: Reranker, query: str, texts: Sequence[str]) -> list[float]:

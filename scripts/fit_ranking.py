@@ -30,6 +30,7 @@ from memfold.projections import features, learned, ranking
 from memfold.projections.fold import text_of
 from memfold.projections.learned import Weights
 from memfold.projections.places import Places
+from memfold.projections.search import Ranked, looked_at
 from memfold.projections.times import fit, preferred
 from memfold.projections.words import LookedUp, Words, asked_for, plain_words
 
@@ -162,40 +163,21 @@ class Index:
             importance=np.zeros(0, np.float32),
             age_days=np.zeros(0, np.float32),
         )
-        mixed = ranking.score(evidence, ranking.Preferences()).mixed
-        best = np.argsort(-mixed, kind="stable")[:CANDIDATES]
-        known = self._known(looked_up, evidence, mixed, best)
+        mix = ranking.score(evidence, ranking.Preferences())
+        best = np.argsort(-mix.mixed, kind="stable")[:CANDIDATES]
+        known = self._known(looked_up, Ranked(rows, evidence, mix, best))
         given = features.features(question, known)
         names = features.WITHOUT_MEANING if similarities is None else features.WITH_MEANING
         table = np.column_stack([given[name] for name in names])
         return Case(self.chat.name, table, [self.chat.turns[row].name for row in best], wanted)
 
-    def _known(
-        self, looked_up: LookedUp, evidence: ranking.Evidence, mixed: NDArray[np.float32], best: NDArray[np.int64]
-    ) -> features.Known:
-        window = features.window_of(best, evidence.before, evidence.after, self.places.occurred_at(self.places.live()))
-        rarity, held = self.words.holding(looked_up, window.ravel())
-        echoes = None
-        if evidence.similarities is not None and self.vectors is not None:
-            weights = features.echo_weights(mixed[best])
+    def _known(self, looked_up: LookedUp, ranked: Ranked) -> features.Known:
+        echoes, usual, best = None, (0.0, 1.0), ranked.best
+        if ranked.known.similarities is not None and self.vectors is not None:
+            weights = features.echo_weights(ranked.mix.mixed[best])
             echoes = self.vectors[best] @ (weights @ self.vectors[best[: len(weights)]])
-        return features.Known(
-            similarities=evidence.similarities,
-            usual=(0.0, 1.0) if evidence.similarities is None else features.usual(evidence.similarities),
-            alone=evidence.matches.alone,
-            paired=evidence.matches.paired,
-            mixed=mixed,
-            named=evidence.named,
-            before=evidence.before,
-            after=evidence.after,
-            window=window,
-            held=held.reshape(len(rarity), *window.shape),
-            facts=self.places.facts(window.ravel()).reshape(*window.shape, -1),
-            speakers=self.places.speakers(window),
-            rarity=rarity,
-            echoes=echoes,
-            fits=None if evidence.when is None else evidence.when[best],
-        )
+            usual = features.usual(ranked.known.similarities)
+        return looked_at(ranked, self.places, self.words, looked_up, usual=usual, echoes=echoes)
 
 
 # --- fitting ------------------------------------------------------------------------------------------------------------------

@@ -4,14 +4,24 @@ import re
 import shutil
 from datetime import UTC, datetime
 
+import numpy as np
 import psycopg
 import pytest
 from conftest import MASTER_KEY
 
 from memfold import MiniLMEmbedder, StaticEmbedder
 from memfold.api import doctor
-from memfold.minilm import MODELS, static_embedder
+from memfold.minilm import MODELS
 from memfold.settings import Environment, Settings
+
+
+class Elsewhere:
+    """An embedder that memfold does not know."""
+
+    name = "elsewhere"
+
+    def encode(self, texts):
+        return np.eye(1, 8).repeat(len(texts), axis=0)
 
 
 def examine(place):
@@ -112,15 +122,25 @@ def test_vectors_are_counted_by_model_and_those_that_wait_over_all_tenants(url, 
     assert check.found.startswith("2 of all-MiniLM-L6-v2-int8, all tenants; 0 events wait for one")
     assert re.search(r"[\d.]+ MiB$", check.found)
 
-    other = own_store(tenant="another tenant", embedder=static_embedder())
+    other = own_store(tenant="another tenant", embedder=Elsewhere())
     other.remember_many(["tea", "coffee", "milk"], session_id="s")
     other.flush()
 
     check = examine(url)["vectors"]
     assert check.verdict == "warn"
-    assert "2 of all-MiniLM-L6-v2-int8, 3 of all-MiniLM-L6-v2-static-256" in check.found
+    assert "2 of all-MiniLM-L6-v2-int8, 3 of elsewhere" in check.found
     assert "3 events wait" in check.found
     assert "left over" in check.advice
+
+
+def test_vectors_of_what_was_deferred_are_not_left_over(url, own_store):
+    store = own_store(embedder=MiniLMEmbedder())
+    store.remember_many(["tea", "coffee"], session_id="s", embedding="deferred")
+    store.flush()
+
+    check = examine(url)["vectors"]
+    assert check.found.startswith("2 of all-MiniLM-L6-v2-int8, 2 of all-MiniLM-L6-v2-static-256, all tenants; 0 events wait")
+    assert (check.verdict, check.advice) == ("ok", None)
 
 
 def test_before_anything_is_stored_there_are_no_vectors_to_speak_of(url, own_store):

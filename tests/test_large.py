@@ -47,6 +47,21 @@ def test_of_the_ten_best_of_all_nearly_all_come(large, monkeypatch, ranking, sco
     assert right / due >= 0.95
 
 
+def test_what_is_asked_in_words_that_nobody_said_is_found_by_meaning(large, monkeypatch):
+    store, rand = large
+    monkeypatch.setattr(search, "NEAREST_MEANING", 10)
+    monkeypatch.setattr(search, "NEAREST", 10)
+    right = 0
+    for number in range(20):
+        query = " ".join(f"{word}{word}" for word in rand.sample(WORDS, 4))
+        with monkeypatch.context() as patched:
+            patched.setattr(search, "EXACT_MAX", 10**9)
+            best = store.recall(f"{query} x{number}", ranking="fixed")
+        found = store.recall(f"{query}  x{number}", ranking="fixed")
+        right += len({hit.memory.id for hit in best} & {hit.memory.id for hit in found})
+    assert right >= 180
+
+
 def test_what_was_just_remembered_or_forgotten_counts_at_once(large):
     store, _ = large
     memory = store.remember("quixotic zebras", session_id="s3", speaker="Ann")

@@ -13,8 +13,9 @@ import pytest
 from memfold import RankingFileError
 from memfold.minilm import StaticEmbedder
 from memfold.projections import features, learned, ranking
-from memfold.projections.features import FACTS, WITH_MEANING, WITHOUT_MEANING, echo_weights, text_facts, window_of
+from memfold.projections.features import FACTS, WITH_MEANING, WITHOUT_MEANING, echo_weights, text_facts
 from memfold.projections.places import Places
+from memfold.projections.search import Ranked, looked_at
 from memfold.projections.words import Words, asked_for, plain_words
 
 ROOT = Path(__file__).parents[1]
@@ -52,29 +53,15 @@ def known(query, chat=CHAT, *, candidates=None, meaning=True, fits=None):
         importance=np.zeros(0, np.float32),
         age_days=np.zeros(0, np.float32),
     )
-    mixed = ranking.score(evidence, ranking.Preferences()).mixed
+    mix = ranking.score(evidence, ranking.Preferences())
     candidates = np.arange(len(chat)) if candidates is None else np.array(candidates)
-    window = window_of(candidates, rows.before, rows.after, places.occurred_at(rows.slots))
-    rarity, held = words.holding(words.look_up(asked_for(query)), window.ravel())
-    likes = np.argsort(-mixed, kind="stable")
-    weights = echo_weights(mixed[likes])
-    return features.Known(
-        similarities=similarities,
-        usual=(0.0, 1.0) if similarities is None else (float(similarities.mean()), float(similarities.std())),
-        alone=evidence.matches.alone,
-        paired=evidence.matches.paired,
-        mixed=mixed,
-        named=evidence.named,
-        before=rows.before,
-        after=rows.after,
-        window=window,
-        held=held.reshape(len(rarity), *window.shape),
-        facts=places.facts(window.ravel()).reshape(*window.shape, -1),
-        speakers=places.speakers(window.ravel()).reshape(window.shape),
-        rarity=rarity,
-        echoes=vectors[candidates] @ (weights @ vectors[likes[: len(weights)]]) if meaning else None,
-        fits=fits,
-    )
+    likes = np.argsort(-mix.mixed, kind="stable")
+    weights = echo_weights(mix.mixed[likes])
+    echoes = vectors[candidates] @ (weights @ vectors[likes[: len(weights)]]) if meaning else None
+    usual = (0.0, 1.0) if similarities is None else (float(similarities.mean()), float(similarities.std()))
+    ranked = Ranked(rows, evidence, mix, candidates)
+    found = looked_at(ranked, places, words, words.look_up(asked_for(query)), usual=usual, echoes=echoes)
+    return found._replace(fits=fits)
 
 
 def found(query, **options):

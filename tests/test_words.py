@@ -93,7 +93,7 @@ def follow(first, steps) -> tuple[Words, ByHand]:
         elif step == "settle":
             real.settle()
         elif step == "ask":
-            assert real.nearest(["tea"], 3).tolist() == model.nearest(["tea"], 3)
+            assert real.nearest(real.look_up(["tea"]), 3).tolist() == model.nearest(["tea"], 3)
         elif step == "renumber":
             kept = sorted(model.texts)
             real.renumber(np.array(kept, np.int64))
@@ -113,8 +113,8 @@ def test_whatever_happened_before_words_weigh_what_counting_by_hand_says(first, 
 
     assert found.alone.tolist() == [model.weight(asked, slot) for slot in slots]
     assert found.paired.tolist() == [model.weight(asked, slot, other) for slot, other in zip(slots, before, strict=True)]
-    assert real.nearest(asked, 4).tolist() == model.nearest(asked, 4)
-    assert real.nearest(asked, 100).tolist() == model.nearest(asked, 100)
+    assert real.nearest(real.look_up(asked), 4).tolist() == model.nearest(asked, 4)
+    assert real.nearest(real.look_up(asked), 100).tolist() == model.nearest(asked, 100)
     assert real.dump(np.array(sorted(model.texts))) == [sorted(model.counts(slot).items()) for slot in sorted(model.texts)]
 
 
@@ -146,7 +146,7 @@ def test_no_trace_of_a_word_is_left_when_the_last_row_that_holds_it_goes(also, b
     if before != "nothing":
         index.settle()
     if before == "asked":
-        index.nearest(["tea"], 1)
+        index.look_up(["tea"])
     assert b"zanzibar15" in everything_in(vars(index))
 
     for slot, text in secrets.items():
@@ -188,7 +188,7 @@ def test_what_was_said_of_a_row_that_is_gone_cannot_be_read_from_the_words_that_
     for slot in range(300):
         index.add(slot, "tea milk plover" if slot == 40 else f"tea {slot}" if slot % 2 else f"milk {slot}")
     index.settle()
-    index.nearest(["tea"], 1)
+    index.look_up(["tea"])
     assert 40 in np.concatenate([segment.slots for segment in index._segments])
     index.remove(40, "tea milk plover")
 
@@ -200,7 +200,7 @@ def test_a_word_that_stands_very_often_in_a_text_is_counted_in_full():
     index = Words()
     index.add(0, "tea " * 70_000)
     index.add(1, "tea " * 300 + "milk")
-    index.nearest(["tea"], 1)
+    index.look_up(["tea"])
 
     assert index.dump(np.arange(2)) == [[("tea", 70_000)], [("milk", 1), ("tea", 300)]]
     index.remove(0, "tea " * 70_000)

@@ -20,7 +20,6 @@ class Plan:
     def __init__(
         self, events: Sequence[MemoryRemembered], firsts: Sequence[int], known: Sequence[Memory | None], *, merge: bool
     ) -> None:
-        self._events = events
         self._known = [known[place] or known[first] for place, first in enumerate(firsts)]
         self._ids = [id_bytes(memory.id) if memory else b"" for memory in self._known]
         self.facts: list[tuple[bytes, MemoryRemembered | MemoryMerged]] = []

@@ -106,12 +106,6 @@ def _waiting(tenant: int, model: str, after: int, upto: int, stream: bytes | Non
     }
 
 
-def counts_by_model(database: Database, tenant: int) -> dict[str, int]:
-    """How many vectors of each model are stored."""
-    query = "SELECT model, count(*) AS count FROM memfold.embeddings WHERE tenant_id = %s GROUP BY model ORDER BY model"
-    return {row.model: row.count for row in database.rows(query, (tenant,))}
-
-
 def checkpoint(database: Database, tenant: int, name: str) -> int:
     """The position up to which the follower of this name is done; 0 if it never was here."""
     row = database.row("SELECT position FROM memfold.checkpoints WHERE tenant_id = %s AND name = %s", (tenant, name))

@@ -164,7 +164,7 @@ def counted(keys: Slots) -> tuple[Slots, Slots]:
     return keys[first], np.diff(np.flatnonzero(first), append=len(keys))
 
 
-def distinct(keys: Slots) -> NDArray[np.bool_]:
+def distinct(keys: Slots | Numbers) -> NDArray[np.bool_]:
     """Which of some rising numbers are not the same as the one before."""
     first = np.ones(len(keys), np.bool_)
     np.not_equal(keys[1:], keys[:-1], out=first[1:])

@@ -1,9 +1,10 @@
 """How a view is searched: from a question to the memories that answer it best.
 
 The fixed mix ranks first; those it likes best are ranked anew by the learned ranker, unless that is not wanted.
-Every row that a filter leaves is ranked, so an answer about them is exact, and the filter changes no row's score. Only where
-nothing is filtered and there are more rows than EXACT_MAX, those are ranked that are nearest in meaning or in words, and their
-neighbours.
+Every row that a filter leaves is ranked, so an answer about them is exact. In a view of up to EXACT_MAX rows the filter changes
+no row's score; in a larger one none that the mix gives, but the learned ranker compares with the best of the rows that were
+looked at, and those are then the filtered ones and what stands around them. Only where nothing is filtered and there are more
+rows than EXACT_MAX, those are ranked that are nearest in meaning or in words, and their neighbours.
 """
 
 from collections.abc import Callable
@@ -21,15 +22,16 @@ from memfold.projections.places import NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
 from memfold.projections.times import Span, fit, preferred
 from memfold.projections.view import View
-from memfold.projections.words import Floats, LookedUp, Slots, asked_for, plain_words
+from memfold.projections.words import Floats, LookedUp, Slots, Words, asked_for, plain_words
 
 EXACT_MAX = 50_000
 KEPT_MAX = 256  # answers a view
 CANDIDATES = 100  # that the mix likes best are looked at by the learned ranker
-MIX_REACH = 3  # rows to either side that count for what the mix makes of a row
+MIX_REACH = 2  # rows to either side that count for what the mix makes of a row
 SAMPLE = 2_000  # rows
-NEAREST_WORDS, NEAREST_MEANING = 2_000, 600  # of very many rows
-NEAREST = 700  # of those, in both together
+NEAREST_WORDS, NEAREST_MEANING = 4_000, 400  # of very many rows
+NEAREST = 500  # of those, in both together
+WORDS_FOR_MEANING = 4  # for so many rows that are missing to NEAREST_WORDS, one more that is near in meaning
 DAY_MICROS = 86_400e6
 
 
@@ -91,10 +93,13 @@ def search(
     view: View, question: Question, where: Condition, *, limit: int, min_score: float, explain: bool = False
 ) -> list[Found]:
     """The rows that answer best, best first."""
-    rows = _rows(view, question, where)
+    if not view.places.count:
+        return []
+    question = question._replace(spans=times_of(view, question))
+    words = view.words.look_up(asked_for(question.text))
+    rows = _rows(view, question, words, where)
     if not len(rows.asked):
         return []
-    words = view.words.look_up(asked_for(question.text))
     known = evidence(view, question, rows, words)
     mix = ranking.score(known, question.preferences)
     if question.weights is None:
@@ -103,13 +108,13 @@ def search(
     if not len(candidates):
         return []
     head, tail = candidates[:CANDIDATES], candidates[CANDIDATES:]
-    found = _learned(view, question, words, _Ranked(rows, known, mix, head), limit=limit, explain=explain)
+    found = _learned(view, question, words, Ranked(rows, known, mix, head), limit=limit, explain=explain)
     if len(tail):
         found += _behind(_told(view, rows, mix, tail, explain=explain), float(mix.total[head[-1]]), found[-1].score)
     return [hit for hit in found if hit.score >= min_score]
 
 
-class _Ranked(NamedTuple):
+class Ranked(NamedTuple):
     """Rows that the mix has ranked, and the places of the best among them, best first."""
 
     rows: Rows
@@ -131,35 +136,14 @@ def _told(view: View, rows: Rows, mix: ranking.Scores, places: Slots, *, explain
     return [Found(row, total, {}) for row, total in zip(of_rows, mix.total[places].tolist(), strict=True)]
 
 
-def _learned(view: View, question: Question, words: LookedUp, ranked: _Ranked, *, limit: int, explain: bool) -> list[Found]:
+def _learned(view: View, question: Question, words: LookedUp, ranked: Ranked, *, limit: int, explain: bool) -> list[Found]:
     """The best of the mix as the learned ranker orders them, `limit` at most; of equals what the mix likes better."""
     echoes = None if ranked.known.similarities is None else _echoes(view, question, ranked)
     if len(ranked.rows.slots) < view.places.count:
         ranked = _seen_closer(view, question, words, ranked)
-    rows, known, mix, best = ranked
-    window = window_of(best, known.before, known.after, view.places.occurred_at(rows.slots))
-    around = np.where(window >= 0, rows.slots[window], NOWHERE)
-    rarity, held = view.words.holding(words, around.ravel())
-    found = features(
-        question.text,
-        Known(
-            similarities=known.similarities,
-            usual=_usual(view, question, ranked),
-            alone=known.matches.alone,
-            paired=known.matches.paired,
-            mixed=mix.mixed,
-            named=known.named,
-            before=known.before,
-            after=known.after,
-            window=window,
-            held=held.reshape(len(rarity), *window.shape),
-            facts=view.places.facts(around.ravel()).reshape(*window.shape, -1),
-            speakers=view.places.speakers(around.ravel()).reshape(window.shape),
-            rarity=rarity,
-            echoes=echoes,
-            fits=None if known.when is None else known.when[best],
-        ),
-    )
+    rows, _, mix, best = ranked
+    known = looked_at(ranked, view.places, view.words, words, usual=_usual(view, question, ranked), echoes=echoes)
+    found = features(question.text, known)
     liked = {name: part[best] for name, part in mix.parts.items() if name in ("importance", "recency")}
     assert question.weights is not None
     scores = learned.score(question.weights, found, liked)
@@ -170,15 +154,42 @@ def _learned(view: View, question: Question, words: LookedUp, ranked: _Ranked, *
     return [Found(row, total, {}) for row, total in zip(of_rows, scores.total[order].tolist(), strict=True)]
 
 
-def _seen_closer(view: View, question: Question, words: LookedUp, ranked: _Ranked) -> _Ranked:
+def looked_at(
+    ranked: Ranked, places: Places, words: Words, looked_up: LookedUp, *, usual: tuple[float, float], echoes: Floats | None
+) -> Known:
+    """All that the learned ranker looks at of the best of ranked rows."""
+    rows, known, mix, best = ranked
+    window = window_of(best, known.before, known.after, places.occurred_at(rows.slots))
+    around = np.where(window >= 0, rows.slots[window], NOWHERE)
+    rarity, held = words.holding(looked_up, around.ravel())
+    return Known(
+        similarities=known.similarities,
+        usual=usual,
+        alone=known.matches.alone,
+        paired=known.matches.paired,
+        mixed=mix.mixed,
+        named=known.named,
+        before=known.before,
+        after=known.after,
+        window=window,
+        held=held.reshape(len(rarity), *window.shape),
+        facts=places.facts(around.ravel()).reshape(*window.shape, -1),
+        speakers=places.speakers(around.ravel()).reshape(window.shape),
+        rarity=rarity,
+        echoes=echoes,
+        fits=None if known.when is None else known.when[best],
+    )
+
+
+def _seen_closer(view: View, question: Question, words: LookedUp, ranked: Ranked) -> Ranked:
     """The same best, among all rows that stand near enough to count for what the learned ranker looks at."""
     slots = ranked.rows.slots[ranked.best]
     rows = view.places.around(np.sort(slots), NEAR_ROWS + MIX_REACH)
     known = evidence(view, question, rows, words)
-    return _Ranked(rows, known, ranking.score(known, question.preferences), np.searchsorted(rows.slots, slots))
+    return Ranked(rows, known, ranking.score(known, question.preferences), np.searchsorted(rows.slots, slots))
 
 
-def _usual(view: View, question: Question, ranked: _Ranked) -> tuple[float, float]:
+def _usual(view: View, question: Question, ranked: Ranked) -> tuple[float, float]:
     """What is usual among the similarities of all rows, or of a sample where not all are ranked."""
     similarities = ranked.known.similarities
     if similarities is None:
@@ -188,7 +199,7 @@ def _usual(view: View, question: Question, ranked: _Ranked) -> tuple[float, floa
     return usual(similarities)
 
 
-def _echoes(view: View, question: Question, ranked: _Ranked) -> Floats:
+def _echoes(view: View, question: Question, ranked: Ranked) -> Floats:
     """How like each of the best is to those rows that the mix likes best of all, asked for or not."""
     rows, _, mix, best = ranked
     likes = best if len(rows.asked) == len(rows.slots) else ranking.best(mix.total, np.arange(len(rows.slots)), ECHOES_OF, 0.0)
@@ -196,7 +207,7 @@ def _echoes(view: View, question: Question, ranked: _Ranked) -> Floats:
     return vectors.similarities(weights @ vectors.dump(rows.slots[likes[: len(weights)]]), rows.slots[best])
 
 
-def _rows(view: View, question: Question, where: Condition) -> Rows:
+def _rows(view: View, question: Question, words: LookedUp, where: Condition) -> Rows:
     """The rows that are ranked, and what is looked at besides."""
     places = view.places
     if where != ALL:
@@ -204,18 +215,21 @@ def _rows(view: View, question: Question, where: Condition) -> Rows:
         return places.among_all(asked) if places.count <= EXACT_MAX else places.around(asked, MIX_REACH)
     if places.count <= EXACT_MAX:
         return places.all()
-    return places.around(_with_neighbours(places, _nearest(view, question)), MIX_REACH)
+    return places.around(_with_neighbours(places, _nearest(view, question, words)), MIX_REACH)
 
 
-def _nearest(view: View, question: Question) -> Slots:
-    """Of those nearest in words and those nearest in meaning the ones that are best in both together, rising."""
-    words = asked_for(question.text)
+def _nearest(view: View, question: Question, words: LookedUp) -> Slots:
+    """Of those nearest in words and those nearest in meaning the ones that are best in both together, rising.
+
+    The fewer rows hold any of the words, the more of those near in meaning are looked at.
+    """
     near = [view.words.nearest(words, NEAREST_WORDS)]
+    room = (NEAREST_WORDS - len(near[0])) // WORDS_FOR_MEANING
     if question.vector is not None and question.model in view.vectors:
-        near.append(view.vectors[question.model].nearest(question.vector, NEAREST_MEANING))
+        near.append(view.vectors[question.model].nearest(question.vector, NEAREST_MEANING + room))
     rows = view.places.around(distinct(np.concatenate(near)), 0)
-    mix = ranking.score(evidence(view, question, rows, view.words.look_up(words)), question.preferences)
-    return np.sort(rows.slots[ranking.best(mix.total, rows.asked, NEAREST, 0.0)])
+    mix = ranking.score(evidence(view, question, rows, words), question.preferences)
+    return np.sort(rows.slots[ranking.best(mix.total, rows.asked, NEAREST + room, 0.0)])
 
 
 def _with_neighbours(places: Places, slots: Slots) -> Slots:
@@ -225,7 +239,7 @@ def _with_neighbours(places: Places, slots: Slots) -> Slots:
 
 
 def evidence(view: View, question: Question, rows: Rows, words: LookedUp) -> ranking.Evidence:
-    """What is known of some rows of a view."""
+    """What is known of some rows of a view. The question's times are as `times_of` tells them."""
     slots, places = rows.slots, view.places
     similarities = None
     if question.vector is not None and question.model in view.vectors:
@@ -235,14 +249,13 @@ def evidence(view: View, question: Question, rows: Rows, words: LookedUp) -> ran
         importance = places.importance(slots)
     if question.preferences.recency:
         age_days = ((micros(question.now) - places.occurred_at(slots)) / DAY_MICROS).astype(np.float32)
-    spans = times_of(view, question)
     return ranking.Evidence(
         before=rows.before,
         after=rows.after,
         similarities=similarities,
         matches=view.words.weigh(words, slots, places.before(slots)),
         named=places.named(plain_words(question.text), slots),
-        when=fit(spans, places.occurred_at(slots)) if spans else None,
+        when=fit(question.spans, places.occurred_at(slots)) if question.spans else None,
         importance=importance,
         age_days=age_days,
     )
