@@ -254,6 +254,24 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     stopped: str | None
 
 
+class ParkedWork(Discreet, frozen=True, kw_only=True):
+    """Something that failed and was set aside, so that it holds up nothing else.
+
+    `job` is "consolidate" (a window) or "directory" (a session). `next_at` is when it is tried again by itself; None: not
+    before somebody asks for it.
+    """
+
+    shown = ("job", "reason", "attempts", "first_at", "next_at")
+
+    job: str
+    session_id: str
+    stream_id: str
+    reason: str
+    attempts: int
+    first_at: datetime
+    next_at: datetime | None
+
+
 class Consolidation(Discreet, frozen=True, kw_only=True):
     """What a run of the consolidator did, or with `dry_run` would do, session by session.
 

@@ -9,10 +9,11 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from memfold import validation
 from memfold.api.catalog import Catalog, from_cursor, session_place, to_cursor
@@ -29,6 +30,7 @@ from memfold.minilm import default_embedder, static_embedder
 from memfold.model import (
     UNSET,
     Change,
+    Consolidation,
     Context,
     Embedding,
     Erasure,
@@ -37,14 +39,18 @@ from memfold.model import (
     OnDuplicate,
     Order,
     Page,
+    ParkedWork,
     Ranking,
     Recollections,
+    SessionConsolidation,
     SessionPage,
     Stats,
     StoredEvent,
     UnsetType,
 )
-from memfold.projections import lookup, summaries
+from memfold.policies import Effective, Policy
+from memfold.projections import lookup
+from memfold.projections import summaries as lineage
 from memfold.projections.caching import QueryVectors
 from memfold.projections.counting import CountTokens, TokenCounter
 from memfold.projections.duplicates import Duplicates
@@ -60,6 +66,10 @@ from memfold.projections.rows import both, time_range
 from memfold.projections.scope import AsOf, Scope, session_scope
 from memfold.projections.views import Views
 from memfold.settings import Settings, environment
+
+if TYPE_CHECKING:
+    from memfold.api.consolidating import Consolidating
+    from memfold.consolidator.summarizer import Summarizer
 
 Where = Mapping[str, Any]
 
@@ -95,7 +105,9 @@ class MemoryStore:
     `clock` returns the current time as an aware datetime. `embedder` makes the vectors that recall by meaning compares; it
     defaults to the MiniLM model that comes with memfold. `count_tokens` says how many tokens a text has, for `context`; it
     defaults to the tokenizer that comes with memfold. `ranking_weights` is a file of weights for recall, as
-    scripts/fit-ranking writes it; a `reranker`, such as a cross-encoder, has the last word about the fifty best.
+    scripts/fit-ranking writes it; a `reranker`, such as a cross-encoder, has the last word about the fifty best. A `summarizer`
+    says windows in fewer words for `consolidate`; it defaults to the language model that the environment names, else to one
+    that picks sentences and needs none.
     Safe to use from many threads; not across a fork.
 
     Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
@@ -113,6 +125,7 @@ class MemoryStore:
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
         reranker: Reranker | None = None,
+        summarizer: "Summarizer | None" = None,
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
@@ -120,6 +133,7 @@ class MemoryStore:
         if reranker is not None and (isinstance(reranker, type) or not isinstance(reranker, Reranker)):
             raise SettingsError("reranker", f"is {type(reranker).__name__}: give an object with rerank(query, texts)")
         self._reranker = reranker
+        self._summarizer = summarizer
         self._weights = shipped() if ranking_weights is None else load(Path(ranking_weights))
         encoder = Encoder(default_embedder() if embedder is None else embedder)
         self._pid = os.getpid()
@@ -562,6 +576,99 @@ class MemoryStore:
         asked = self._asked(query, scope, self._restriction(where, before, after), min_score, wait_s)
         return self._recaller.context(asked, max_tokens, self._counter.for_one_text())
 
+    # -- consolidating -------------------------------------------------------------------------------------------------
+
+    def consolidate(
+        self,
+        session_id: str | None = None,
+        *,
+        dry_run: bool = False,
+        summaries: bool = False,
+        until_idle: bool = False,
+        progress: Callable[[SessionConsolidation], None] | None = None,
+    ) -> Consolidation:
+        """Do what the policies say is due, in one session or in all: summarize old windows, let fade, forget what is not kept.
+
+        With `dry_run` nothing is written, and the answer says what would be; with `summaries` also in which words. With
+        `until_idle` go on until nothing is due, summaries of summaries too. `progress` is called after each session. Nothing
+        is lost or half done, whatever happens: a summary and the archiving of what it stands for are one append, and
+        `restore` undoes it. What fails is tried again later, and then set aside: see `parked`.
+
+        Without a session, it does nothing while another worker is at it, and says so in `.stopped`.
+
+        Raises:
+            InvalidQuery: an argument makes no sense.
+            Contended: others kept writing to the session; what was done so far stands.
+        """
+        self._check()
+        from memfold.consolidator.running import Ask
+
+        ask = Ask(
+            dry_run=validation.flag("dry_run", dry_run),
+            with_summaries=validation.flag("summaries", summaries),
+            until_idle=validation.flag("until_idle", until_idle),
+            go_on=lambda: not self._closed,
+            progress=progress or (lambda _: None),
+        )
+        return self._consolidating.run(None if session_id is None else validation.session(session_id), ask)
+
+    def set_policy(
+        self, policy: Policy | Mapping[str, Any] | None, *, session_id: str | None = None, category: str | None = None
+    ) -> None:
+        """Set what the consolidator may do: in the whole tenant, with memories of a category, or in a session.
+
+        `policy` is a `Policy`, or what JSON makes of one: {"windows": {"older_than": "P7D"}}. What it leaves out is inherited;
+        None takes it away again. It is an event, as everything is.
+
+        Raises:
+            PolicyError: it makes no sense; `path` leads to the fault.
+        """
+        self._check()
+        self._consolidating.set_policy(policy, _asked("session_id", session_id), _asked("category", category))
+
+    def policy(self, *, session_id: str | None = None, category: str | None = None) -> Effective:
+        """What holds for memories of a category in a session, after everything that is inherited.
+
+        Raises:
+            PolicyError: there is no such session.
+        """
+        self._check()
+        return self._consolidating.policy(_asked("session_id", session_id), _asked("category", category))
+
+    def policies(self) -> dict[str, Any]:
+        """Every policy that was set: "tenant" (or None), "categories" and "sessions", by name."""
+        self._check()
+        return self._consolidating.policies()
+
+    def parked(self) -> list[ParkedWork]:
+        """What failed so often that it was set aside, or waits for another try, oldest first."""
+        self._check()
+        return self._consolidating.parked()
+
+    def retry_parked(self) -> int:
+        """Let everything that was set aside be tried again by the next `consolidate`; return how many things that is."""
+        self._check()
+        return self._consolidating.retry_parked()
+
+    @cached_property
+    def _consolidating(self) -> "Consolidating":
+        from memfold.api.consolidating import Consolidating, Parts  # it is imported by those alone who use it
+
+        return Consolidating(
+            Parts(
+                self._database,
+                self._keyring,
+                self._views,
+                self._committer,
+                self._forgetter,
+                self._settings,
+                environment(),
+                self._counter.one,
+                self._clock,
+                self._summarizer,
+            )
+        )
+
     # -- summaries -----------------------------------------------------------------------------------------------------
 
     def sources(self, memory_id: str, *, query: str | None = None, limit: int | None = None) -> list[Memory]:
@@ -577,10 +684,10 @@ class MemoryStore:
         limit = 10_000 if limit is None else validation.limit(limit)
         query = None if query is None else validation.query(query)
         with self._lookup.view_of(memory_id) as view:
-            found, session_id = summaries.sources_of(view, memory_id), view.session_id
+            found, session_id = lineage.sources_of(view, memory_id), view.session_id
         if query is None or not found:
             return [kept.memory for kept in found[:limit]]
-        asked = self._asked(query, session_scope(session_id, archived=True), summaries.rows_among(found), 0.0, 10.0)
+        asked = self._asked(query, session_scope(session_id, archived=True), lineage.rows_among(found), 0.0, 10.0)
         return [hit.memory for hit in self._recaller.recall(asked._replace(limit=limit))]
 
     def derived_from(self, memory_id: str) -> list[Memory]:
@@ -591,7 +698,7 @@ class MemoryStore:
         """
         self._check()
         with self._lookup.view_of(memory_id) as view:
-            return [kept.memory for kept in summaries.derived_from(view, memory_id)]
+            return [kept.memory for kept in lineage.derived_from(view, memory_id)]
 
     def restore(self, memory_ids: str | Iterable[str]) -> list[Memory]:
         """Bring archived memories back into recall; return those that came back. One event a session does it.
@@ -674,6 +781,10 @@ class MemoryStore:
             raise ForkedStore(self._pid)
         if self._closed:
             raise StoreClosed
+
+
+def _asked(argument: str, name: str | None) -> str | None:
+    return None if name is None else validation.asked_name(argument, name)
 
 
 def _deadline(wait_s: object) -> float:

@@ -1,0 +1,157 @@
+"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls pays nothing for it."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from memfold import rules
+from memfold.audit.erasure import Forgetter
+from memfold.consolidator.consolidator import Consolidator
+from memfold.consolidator.extractive import ExtractiveSummarizer
+from memfold.consolidator.llm import from_environment
+from memfold.consolidator.policybook import PolicyBook
+from memfold.consolidator.running import Ask, Progress, Runner
+from memfold.consolidator.spending import caps_of
+from memfold.consolidator.summarizer import Summarizer
+from memfold.embedding import Encoder
+from memfold.errors import PolicyError, SettingsError
+from memfold.eventstore.append import Committer
+from memfold.eventstore.database import Database
+from memfold.eventstore.keyring import Keyring
+from memfold.eventstore.parking import Parked
+from memfold.minilm import static_embedder
+from memfold.model import Consolidation, ParkedWork
+from memfold.policies import Effective, Policy
+from memfold.projections.directory import CONSOLIDATE, Directory
+from memfold.projections.fold import memory_id_text
+from memfold.projections.projector import Projector
+from memfold.projections.views import Views
+from memfold.settings import Environment, Settings
+
+
+class Parts(NamedTuple):
+    """What of a store the consolidator works with."""
+
+    database: Database
+    keyring: Keyring
+    views: Views
+    committer: Committer
+    forgetter: Forgetter
+    settings: Settings
+    environment: Environment
+    count: Callable[[str], int]
+    clock: Callable[[], datetime]
+    summarizer: Summarizer | None
+
+
+class Consolidating:
+    """Policies, runs and what was set aside."""
+
+    def __init__(self, parts: Parts) -> None:
+        database, keyring, clock = parts.database, parts.keyring, parts.clock
+        self._keyring = keyring
+        self._clock = clock
+        self.summarizer = summarizer_of(parts)
+        self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
+        self.directory = Directory(database, keyring.tenant)
+        self.projector = Projector(database, keyring, self.directory, clock=clock)
+        consolidator = Consolidator(
+            *(database, keyring, parts.views, parts.committer, parts.forgetter),
+            book=self.book,
+            summarizer=self.summarizer,
+            count=parts.count,
+            clock=clock,
+            retries_max=parts.settings.retries_max,
+        )
+        self.runner = Runner(
+            *(database, keyring, consolidator, self.directory, self.projector),
+            book=self.book,
+            caps=caps_of(parts.settings),
+            clock=clock,
+        )
+
+    # -- policies ------------------------------------------------------------------------------------------------------
+
+    def set_policy(self, policy: Policy | Mapping[str, Any] | None, session_id: str | None, category: str | None) -> None:
+        """Set a policy, or with None take it away.
+
+        Raises:
+            PolicyError: it makes no sense, or there is no such session.
+        """
+        if session_id is not None and category is not None:
+            raise PolicyError("category", "and session_id are both given: a policy is of one of them, or of the tenant")
+        owner: rules.Owner = "session" if session_id is not None else "category" if category is not None else "tenant"
+        checked = None if policy is None else rules.policy(policy, owner)
+        stream = None if session_id is None else self._stream(session_id)
+        self.book.write(checked, stream=stream, category=category)
+
+    def policy(self, session_id: str | None, category: str | None) -> Effective:
+        """What holds for memories of a category in a session.
+
+        Raises:
+            PolicyError: there is no such session.
+        """
+        book = self.book.read()
+        stream = b"" if session_id is None else self._stream(session_id)
+        return book.of(stream).of(category)
+
+    def policies(self) -> dict[str, Any]:
+        """Everything that was set: of the tenant, by category and by session."""
+        book = self.book.read()
+        streams = {bytes.fromhex(text.replace("-", "")): policy for text, policy in book.sessions.items()}
+        refs = self._keyring.sessions_of_streams(set(streams))
+        sessions = {refs[stream].session_id: policy for stream, policy in streams.items() if stream in refs}
+        return {"tenant": book.tenant, "categories": dict(book.categories), "sessions": sessions}
+
+    def _stream(self, session_id: str) -> bytes:
+        ref = self._keyring.find_session(session_id)
+        if ref is None:
+            raise PolicyError("session_id", "names no session: remember something in it first")
+        return ref.stream
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def run(self, session_id: str | None, ask: Ask) -> Consolidation:
+        """Do what is due, in one session or anywhere."""
+        return self.runner.due(ask) if session_id is None else self.runner.session(session_id, ask)
+
+    def parked(self) -> list[ParkedWork]:
+        """What was set aside, by the directory and by runs, oldest first."""
+        found = self.directory.parked(None)
+        refs = self._keyring.sessions_of_streams({each.stream for each in found})
+        return [as_work(each, refs[each.stream].session_id) for each in found if each.stream in refs]
+
+    def retry_parked(self) -> int:
+        """Let everything that was set aside be tried again; return how many things that is."""
+        found, now = self.directory.parked(), self._clock()
+        for each in found:
+            self.directory.unpark(each.stream, each.key)
+            self.directory.park(each.stream, each.key, reason=each.reason, at=now, next_at=now)
+        return len(found) + self.projector.retry_parked()
+
+
+def as_work(each: Parked, session_id: str) -> ParkedWork:
+    """What was set aside, as callers see it."""
+    return ParkedWork(
+        job="consolidate" if each.job == CONSOLIDATE else each.job,
+        session_id=session_id,
+        stream_id=memory_id_text(each.stream),
+        reason=each.reason,
+        attempts=each.attempts,
+        first_at=each.first_at,
+        next_at=each.next_at,
+    )
+
+
+def summarizer_of(parts: Parts) -> Summarizer:
+    """The summarizer that was given, else the language model that is configured, else the extractive one."""
+    given = parts.summarizer
+    if given is None:
+        configured = from_environment(parts.environment, parts.settings)
+        return configured or ExtractiveSummarizer(Encoder(static_embedder()), parts.count)
+    if isinstance(given, type) or not isinstance(given, Summarizer):
+        raise SettingsError("summarizer", f"is {type(given).__name__}: give an object with a name and summarize(window)")
+    return given
+
+
+__all__ = ["Ask", "Consolidating", "Parts", "Progress"]
