@@ -65,6 +65,12 @@ def test_memories_are_old_enough_at_the_very_moment():
     assert sizes(session, policies(), due) == [4]
 
 
+def test_a_talk_is_not_cut_before_a_pause_has_passed():
+    session, held = talk(5), policies(older_than=HOUR)
+    assert due_at(session, held) == session[-1].since + 4 * HOUR
+    assert sizes([*session, memory(5, T0 + 7 * HOUR)], held, T0 + 7 * HOUR) == [5]
+
+
 def test_a_pause_ends_a_window_but_not_one_of_a_single_memory():
     session = [*talk(3), *talk(1, T0 + DAY, first=3), *talk(5, T0 + 2 * DAY, first=4)]
     assert sizes(session, policies()) == [3, 6]

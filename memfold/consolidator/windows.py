@@ -119,12 +119,14 @@ def _runs(rows: list[Candidate], places: list[int], windows: Windows, last: set[
     pause = windows.pause if level == 0 else _age(windows, level)
     pauses = [place for place, (before, row) in enumerate(pairwise(rows), 1) if _gap(before, row) >= pause]
     silent_at = later(rows[-1].remembered, pause)
-    runs: list[list[int]] = []
+    runs: list[list[int]] = [[]]
+    tokens = 0
     for place in places:
-        if runs and not (_pause_between(pauses, runs[-1][-1], place) and _enough([rows[each] for each in runs[-1]], windows)):
-            runs[-1].append(place)
-        else:
-            runs.append([place])
+        if _enough(len(runs[-1]), tokens, level, windows) and _pause_between(pauses, runs[-1][-1], place):
+            runs.append([])
+            tokens = 0
+        runs[-1].append(place)
+        tokens += rows[place].tokens
     for run in runs:
         memories = [rows[place] for place in run]
         yield Run(
@@ -151,31 +153,26 @@ def _pause_between(pauses: list[int], before: int, place: int) -> bool:
     return bisect_right(pauses, place) > bisect_right(pauses, before)
 
 
-def _enough(memories: Sequence[Candidate], windows: Windows) -> bool:
+def _enough(memories: int, tokens: int, level: int, windows: Windows) -> bool:
     """Whether what a pause ended may be a window. Nobody waits for the next summary as for the next turn of a talk, so
     summaries are always to be `memories_min`."""
-    if not memories:
-        return False
-    least = TALK_MEMORIES_MIN if memories[0].level == 0 else windows.memories_min
-    return len(memories) >= least and sum(memory.tokens for memory in memories) >= WORTH_TOKENS
+    least = TALK_MEMORIES_MIN if level == 0 else windows.memories_min
+    return memories >= least and tokens >= WORTH_TOKENS
 
 
 def _cut(run: Run, windows: Windows) -> Iterator[Chosen]:
     """The windows of a run, from its oldest memory on."""
     count = next((place for place, ready in enumerate(run.ready) if ready == NEVER), len(run.ready))
+    level = run.memories[0].level
     memories, ready = run.memories[:count], list(accumulate(run.ready[:count], max))
     ends_at = max([run.ends_at if count == len(run.memories) else run.silent_at, *ready[-1:]])
     start = 0
-    while start < count:
-        full = start + _fitting(memories, start, windows)
-        if count - full >= windows.memories_min:
-            yield _window(memories[start:full], ready[full + windows.memories_min - 1], windows)
-            start = full
-        elif ends_at == NEVER or not _enough(memories[start:], windows):
-            return
-        else:
-            yield from (_window(part, ends_at, windows) for part in _parts(memories[start:], windows))
-            return
+    while count - (full := start + _fitting(memories, start, windows)) >= windows.memories_min:
+        yield _window(memories[start:full], ready[full + windows.memories_min - 1], windows)
+        start = full
+    rest = memories[start:]
+    if ends_at < NEVER and _enough(len(rest), sum(memory.tokens for memory in rest), level, windows):
+        yield from (_window(part, ends_at, windows) for part in _parts(rest, windows))
 
 
 def _parts(memories: list[Candidate], windows: Windows) -> Iterator[list[Candidate]]:
