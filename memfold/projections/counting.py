@@ -22,6 +22,10 @@ class TokenCounter:
             raise SettingsError("count_tokens", problem)
         self._count_tokens = count_tokens
 
+    def one(self, text: str) -> int:
+        """The tokens of a text. Raises as what `for_one_text` returns."""
+        return self.for_one_text()([text])[0]
+
     def for_one_text(self) -> Count:
         """A counter for one text in the making: its lines alone, and then together.
 
