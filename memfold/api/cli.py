@@ -680,25 +680,6 @@ def stats(
 
 
 @command
-def status(call: Call) -> None:
-    """Say whether the server runs.
-
-    Does not start it. Exit status 1 if a server named by URL does not answer.
-    """
-    from memfold.api.doctor import remote_status
-    from memfold.eventstore import embedded
-
-    place = call.place()
-    if isinstance(place, Path):
-        call.show(embedded.status(place))
-        return
-    found = remote_status(place, Settings())
-    call.show(found)
-    if not found.reachable:
-        raise typer.Exit(FAILED)
-
-
-@command
 def doctor(call: Call) -> None:
     """Check folder, server, log and keys.
 
@@ -823,3 +804,8 @@ def audit(
             typer.echo(line)
     if not found.ok:
         raise typer.Exit(FAILED)
+
+
+# --- commands that live elsewhere --------------------------------------------------------------------------------------------
+
+import memfold.api.cli_work  # noqa: E402, F401

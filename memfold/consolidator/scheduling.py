@@ -1,7 +1,7 @@
 """When jobs run: at intervals or by cron expressions, one after the other in the thread that asks. The door of APScheduler.
 
-A job that is due several times over, because the one before it took long or the machine slept, runs once. A clock that is
-set forward makes jobs due; one that is set back makes them wait for one interval more, not until the clock is there again.
+A job that is due several times over, because the one before it took long or the machine slept, runs once. So it does when the
+clock was set, forward or back: an interval begins anew, and only a cron expression goes by what the clock says.
 """
 
 import re
@@ -23,7 +23,7 @@ Schedule = timedelta | str | None
 INTERVALS = timedelta(seconds=0.05), timedelta(days=366)
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhd])")
-JUMP_S = 1.0  # by which a clock is set back before we take notice
+JUMP_S = 1.0  # by which a clock is set before we take notice
 
 
 def parsed(name: str, given: object) -> Schedule:
@@ -99,11 +99,19 @@ class Ticker:
     def run_due(self) -> float | None:
         """Run what is due; return after how many seconds to ask again, None if nothing ever will be."""
         offset_s = _offset_s()
-        if offset_s < self._offset_s - JUMP_S:
-            for name, schedule in self._schedules.items():
-                self._scheduler.reschedule_job(name, trigger=_trigger(schedule))
+        if abs(offset_s - self._offset_s) > JUMP_S:
+            self._begin_anew()
         self._offset_s = offset_s
         return self._scheduler.run_due()
+
+    def _begin_anew(self) -> None:
+        """The clock was set. Left alone, APScheduler would wait until it is there again, or count all ticks that were missed."""
+        now = _now()
+        for name, schedule in self._schedules.items():
+            was_missed = self._scheduler.get_job(name).next_run_time <= now
+            self._scheduler.reschedule_job(name, trigger=_trigger(schedule))
+            if was_missed or isinstance(schedule, timedelta):
+                self._scheduler.modify_job(name, next_run_time=now)
 
     def next_in(self) -> dict[str, timedelta]:
         """How long it is until each runs next."""
