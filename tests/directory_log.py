@@ -153,8 +153,10 @@ class Log:
         self.sessions[name].kept |= {(b"", memory_id) for memory_id in memory_ids}
 
     def restore(self, name: str, memory_ids: list[bytes]) -> None:
-        self.append(name, (MemoriesRestored(memory_ids=texts(memory_ids)), None))
         session = self.sessions[name]
+        undone = [each for each in memory_ids if each in session.summaries]
+        others = [each for each in memory_ids if each not in undone]
+        self.append(name, (MemoriesRestored(memory_ids=texts(others), undone=texts(undone)), None))
         for memory_id in memory_ids:
             if memory_id in session.summaries:
                 session.kill(memory_id)
