@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from directory_log import BEGINNING, Log
+from directory_log import BEGINNING, Log, texts
 
 from memfold.errors import KeyUnavailable, StoreUnavailable
 from memfold.events import MemoriesArchived, MemoryRemembered
@@ -97,6 +97,17 @@ def test_the_fold_reads_a_fact_of_something_that_is_gone_by_then(log):
     for batch in (1, 2, 4, 6, 8):
         Projector(log.database, log.keyring, log.directory, batch_events=batch).rebuild(soon())
         assert log.found() == log.expected()
+
+
+def test_what_was_forgotten_before_or_belongs_elsewhere_is_not_archived(log):
+    one, two = log.remember("a", 2)
+    (other,) = log.remember("b")
+    log.forget("a", one)
+    stray = MemoriesArchived(memory_ids=texts([one, two, other, new_id()]))
+    log.append("a", (stray, None))
+    log.sessions["a"].kept.add((b"", two))
+    assert log.projector.catch_up(soon())
+    assert log.found() == log.expected()
 
 
 def test_a_window_is_kept_with_its_sources_and_what_it_keeps_archived(log):
@@ -268,6 +279,17 @@ def test_a_parked_session_that_is_forgotten_is_gone(log):
     assert log.projector.catch_up(soon())
     assert log.projector.parked() == []
     assert log.found() == {}
+
+
+def test_a_note_left_behind_by_a_race_with_a_forget_goes_with_the_fact(log):
+    log.remember("a")
+    stream = UUID(bytes=log.sessions["a"].stream)
+    log.forget_session("a")
+    with psycopg.connect(log.owner_url) as owner:
+        query = "INSERT INTO memfold.parked VALUES (%s, 'directory', %s, '', 1, 'late', 1, now(), NULL, true)"
+        owner.execute(query, (log.keyring.tenant, stream))
+    assert log.projector.catch_up(soon())
+    assert log.projector.parked() == []
 
 
 def test_many_poisoned_streams_at_once_are_not_passed_over(log):
@@ -484,16 +506,20 @@ def test_a_rebuild_leaves_the_agenda(log, due, examined):
     assert due(2 * DAY) == ["b", "a"] or due(2 * DAY) == ["a", "b"]
 
 
-def test_an_examination_and_a_change_that_race_never_miss_each_other(log, examined):
+def test_an_examination_waits_for_a_change_that_is_being_projected(log, due, examined, monkeypatch):
     one, _ = log.remember("a", 2)
     assert examined("a")
-    stream = log.sessions["a"].stream
-    for _ in range(20):
-        version = log.sessions["a"].version
-        log.change("a", one, merge=False)
-        with ThreadPoolExecutor(2) as pool:
-            noted = pool.submit(log.directory.examined, stream, version, 1, None, None, at=log.now)
-            assert pool.submit(log.projector.catch_up, soon()).result()
-            assert noted.result()
-        assert log.directory.due(log.now, 1, DAY, 10) == [stream]
-        assert examined("a")
+    stream, version, apply = log.sessions["a"].stream, log.sessions["a"].version, Directory.apply
+    log.change("a", one, merge=False)
+    with ThreadPoolExecutor(1) as pool:
+        noted = []
+
+        def apply_slowly(directory, connection, facts):
+            apply(directory, connection, facts)
+            noted.append(pool.submit(directory.examined, stream, version, 1, None, None, at=log.now))
+            time.sleep(0.2)
+
+        monkeypatch.setattr(Directory, "apply", apply_slowly)
+        assert log.projector.catch_up(soon())
+        assert noted[0].result()
+    assert due() == ["a"]
