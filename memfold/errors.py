@@ -248,12 +248,16 @@ class RerankerFailed(MemfoldError):
 
 
 class SummarizerFailed(MemfoldError):
-    """A summarizer could not say a window in fewer words. `retry`: another try may help. Memories are as they were."""
+    """A summarizer could not say a window in fewer words. `retry`: another try may help. Memories are as they were.
 
-    def __init__(self, name: str, problem: str, *, retry: bool) -> None:
+    `usage` is what was charged all the same (a `consolidator.summarizer.Usage`), None if nothing is known of it.
+    """
+
+    def __init__(self, name: str, problem: str, *, retry: bool, usage: object = None) -> None:
         self.name = name
         self.problem = problem
         self.retry = retry
+        self.usage = usage
         super().__init__(f"the summarizer {name} {problem}; the memories are as they were")
 
 

@@ -116,9 +116,10 @@ class MemoriesArchived(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class MemoriesRestored(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Archived memories came back. A summary that is named is undone: what it stood for comes back, and it goes."""
+    """Archived memories came back. The summaries `undone`, of which they were the sources, are gone."""
 
-    memory_ids: tuple[str, ...]
+    memory_ids: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
 
 
 class MemoriesRefreshed(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,7 +14,7 @@ from memfold.events import Event
 
 Status = Literal["active", "archived"]
 Order = Literal["newest", "oldest"]
-ChangeType = Literal["remembered", "updated", "merged", "forgotten"]
+ChangeType = Literal["remembered", "updated", "merged", "forgotten", "compressed", "restored"]
 Embedding = Literal["soon", "deferred"]
 OnDuplicate = Literal["keep", "skip", "merge"]
 Ranking = Literal["learned", "fixed"]
@@ -51,8 +51,9 @@ class NewMemory(Discreet, frozen=True, kw_only=True):
 class Memory(Discreet, frozen=True, kw_only=True):
     """One memory as it stands at `version` (1, 2, 3 … for this memory).
 
-    `importance` is in [0, 1]. `occurred_at` is when it happened (by default, when it was remembered); `created_at` and
-    `updated_at` are when the log recorded its first and its newest version.
+    `importance` is in [0, 1]. `occurred_at` is when it happened (by default, when it was remembered; of a summary, when the
+    last of what it sums up did); `created_at` and `updated_at` are when the log recorded its first and its newest version.
+    `status` "archived": it is out of recall, because a summary stands for it or because it faded.
     """
 
     shown = ("id", "version", "status")
@@ -199,6 +200,57 @@ class Stats(Discreet, frozen=True, kw_only=True):
     view_bytes: int
     query_hit_rate: float | None
     recall_hit_rate: float | None
+
+
+class CompressedWindow(Discreet, frozen=True, kw_only=True):
+    """A window that became a summary, or would. `level` is 1 for a summary of memories, 2 for one of summaries, and so on.
+
+    `tokens_after` are the summary's, of a dry run without summaries its target. `summary_id` is None in a dry run, and `text`
+    in one without summaries.
+    """
+
+    shown = ("memory_ids", "level", "tokens_before", "tokens_after", "summary_id")
+
+    memory_ids: tuple[str, ...]
+    level: int
+    tokens_before: int
+    tokens_after: int
+    summary_id: str | None
+    text: str | None
+
+
+class FailedWindow(Discreet, frozen=True, kw_only=True):
+    """A window that could not be summarized: its memories are as they were. `retry`: another try may help."""
+
+    shown = ("key", "problem", "retry")
+
+    key: str
+    memory_ids: tuple[str, ...]
+    problem: str
+    retry: bool
+
+
+class SessionConsolidation(Discreet, frozen=True, kw_only=True):
+    """What was done in a session, or would be.
+
+    `faded` memories were archived, `expired` ones forgotten, because of a retention. `near_limits` names the limits of which
+    80 % are used. `due_at` is when there is more to do, if nothing is remembered until then; None: never. `stopped` says why
+    not everything was done, None if it was. `version` is that of the session's stream afterwards.
+    """
+
+    shown = ("version", "windows", "failed", "faded", "expired", "due_at", "stopped")
+
+    session_id: str
+    stream_id: str
+    version: int
+    policy_version: int
+    windows: tuple[CompressedWindow, ...]
+    failed: tuple[FailedWindow, ...]
+    faded: tuple[str, ...]
+    expired: tuple[str, ...]
+    near_limits: tuple[str, ...]
+    due_at: datetime | None
+    stopped: str | None
 
 
 class StoredEvent(Discreet, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import platformdirs
 
 from memfold.errors import SettingsError
 
-MAY_BE_ZERO = ("importance_weight", "recency_weight")
+MAY_BE_ZERO = ("importance_weight", "recency_weight", "llm_retries_max", "llm_prompt_price", "llm_completion_price")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     - `async_threads`: threads of an `AsyncMemoryStore`.
     - `importance_weight`, `recency_weight`: what these count in a recall, against 1 for the answer itself; 0 is off.
     - `recency_half_life_days`: after how many days a memory's recency counts half.
+    - `llm_timeout_s`: how long one call of a language model may take; `llm_total_timeout_s`: all calls for one window together.
+    - `llm_retries_max`: calls for one window beyond the first.
+    - `llm_prompt_price`, `llm_completion_price`: of a million tokens, read and written, in any currency.
+    - `llm_tokens_a_run_max`: after how many tokens a run of the consolidator stops.
+    - `llm_tokens_a_day_max`, `llm_cost_a_day_max`: after how many tokens, or how much, it stops for a tenant till the next day.
     """
 
     pool_connections_max: int = 16
@@ -44,6 +49,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     importance_weight: float = 0.0
     recency_weight: float = 0.0
     recency_half_life_days: float = 30.0
+    llm_timeout_s: float = 60.0
+    llm_total_timeout_s: float = 180.0
+    llm_retries_max: int = 3
+    llm_prompt_price: float = 0.0
+    llm_completion_price: float = 0.0
+    llm_tokens_a_run_max: int = 1_000_000
+    llm_tokens_a_day_max: int = 5_000_000
+    llm_cost_a_day_max: float = 10.0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -56,11 +69,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """What the environment says: `MEMFOLD_MASTER_KEY`, `MEMFOLD_TARGET`, and where run-time files may live."""
+    """What the environment says: `MEMFOLD_MASTER_KEY`, `MEMFOLD_TARGET`, where run-time files may live, and which model
+    summarizes: `MEMFOLD_LLM_MODEL`, `MEMFOLD_LLM_BASE_URL`, `MEMFOLD_LLM_API_KEY`.
+    """
 
     master_key: str | None
     target: str | None
     runtime_folder: Path | None
+    llm_model: str | None = None
+    llm_base_url: str | None = None
+    llm_api_key: str | None = None
 
     def __repr__(self) -> str:
         return "Environment(…)"
@@ -69,10 +87,16 @@ class Environment(msgspec.Struct, frozen=True):
 def environment() -> Environment:
     """Read the environment, once, at the edge."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
+    llm_base_url = os.environ.get("MEMFOLD_LLM_BASE_URL") or None
+    # OpenAI's own key is for OpenAI: it is not shown to another endpoint because it happens to be set.
+    openai_key = os.environ.get("OPENAI_API_KEY") if llm_base_url is None else None
     return Environment(
         master_key=os.environ.get("MEMFOLD_MASTER_KEY") or None,
         target=os.environ.get("MEMFOLD_TARGET") or None,
         runtime_folder=Path(runtime) if runtime else None,
+        llm_model=os.environ.get("MEMFOLD_LLM_MODEL") or None,
+        llm_base_url=llm_base_url,
+        llm_api_key=os.environ.get("MEMFOLD_LLM_API_KEY") or openai_key or None,
     )
 
 

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from memfold.errors import InvalidMemory, InvalidQuery
 from memfold.events import MemoryRemembered, MemoryUpdated
-from memfold.model import Memory, NewMemory
+from memfold.model import Memory, NewMemory, Ranking
 
 CONTENT_BYTES_MAX = 262_144
 METADATA_BYTES_MAX = 65_536
@@ -275,11 +275,30 @@ def score(value: object) -> float:
     return float(value)
 
 
-def ranking(value: object) -> str:
+def ranking(value: object) -> Ranking:
     """Who ranks."""
     if value not in ("learned", "fixed"):
         raise InvalidQuery("ranking", 'must be "learned" or "fixed"')
-    return str(value)
+    return "fixed" if value == "fixed" else "learned"
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InvalidQuery(name, "must be True or False")
+    return value
+
+
+def memory_ids(value: object) -> list[str]:
+    """One memory's id, or those of several; what they lead to is looked at later."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise InvalidQuery("memory_ids", "is neither the id of a memory nor a list of such")
+    ids = list(value)
+    if len(ids) > LIMIT_MAX:
+        raise InvalidQuery("memory_ids", f"are more than {LIMIT_MAX:,}: give fewer at a time")
+    return ids
 
 
 def wait(value: object, name: str = "wait_s") -> float:

@@ -406,7 +406,7 @@ def test_a_writer_in_flight_that_holds_back_the_settled_position_is_named(shell)
         ),
         (
             "UPDATE memfold.alembic_version SET version_num = '9999'",
-            "UPDATE memfold.alembic_version SET version_num = '0003'",
+            "UPDATE memfold.alembic_version SET version_num = '0006'",
             *("schema", "9999"),
         ),
     ],

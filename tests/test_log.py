@@ -125,7 +125,9 @@ def test_every_key_is_led_by_the_tenant():
     for table in schema.metadata.tables.values():
         if table.name in ("master", "tenants"):
             continue
-        for columns in [table.primary_key.columns, *(index.columns for index in table.indexes)]:
+        # A GIN index takes no number beside its arrays without an extension; it serves a search, and orders nothing.
+        ordered = [index for index in table.indexes if index.dialect_kwargs.get("postgresql_using") != "gin"]
+        for columns in [table.primary_key.columns, *(index.columns for index in ordered)]:
             assert next(iter(columns)).name == "tenant_id", table.name
     assert all(not table.foreign_keys for table in schema.metadata.tables.values())
 

@@ -60,7 +60,7 @@ def test_every_verb_says_what_a_caller_may_count_on():
 
 
 def test_importing_memfold_loads_nothing_heavy():
-    heavy = ["sqlalchemy", "psycopg", "alembic", "cryptography", "typer", "rich", "msgspec", "sqlite3"]
+    heavy = ["sqlalchemy", "psycopg", "alembic", "cryptography", "typer", "rich", "msgspec", "sqlite3", "openai"]
     code = f"import sys, memfold; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -14,10 +14,10 @@ import msgspec
 
 from memfold.errors import InvalidQuery
 from memfold.eventstore import arrays, reader
+from memfold.eventstore.binding import opening_keys
 from memfold.eventstore.codec import LoggedEvent, Row, type_name
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
-from memfold.eventstore.sealing import wrapping_key_id
 from memfold.eventstore.tail import Tail
 from memfold.model import Session, SessionPage, Stats, StoredEvent
 from memfold.projections.fold import memory_id_text
@@ -131,7 +131,7 @@ class Catalog:
             yield rows
 
     def _open_page(self, rows: Sequence[Row]) -> Iterator[StoredEvent]:
-        keys = self._keyring.wrapping_keys({wrapping_key_id(row.wrapped_key) for row in rows if row.wrapped_key})
+        keys = opening_keys(self._database, self._keyring, rows)
         names = self._keyring.sessions_of_streams({row.stream for row in rows})
         for event in open_rows(rows, self._keyring.tenant, keys, gone_is_erased=True):
             ref = names.get(event.row.stream)

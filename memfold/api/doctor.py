@@ -389,7 +389,7 @@ def _cause(error: EmbedderFailed) -> str:
 # Of all tenants: the spine and its keys say what should have a vector, no key is needed to count.
 WAITING = """
 SELECT count(*) AS count FROM memfold.events e
-JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position AND k.wrapped <> ''
 WHERE e.type = ANY(%s) AND NOT EXISTS (
     SELECT FROM memfold.embeddings v WHERE v.tenant_id = e.tenant_id AND v.position = e.position AND v.model = %s
 )"""

@@ -17,6 +17,7 @@ from typing import Any, Self
 from memfold import validation
 from memfold.api.catalog import Catalog, from_cursor, session_place, to_cursor
 from memfold.api.opening import MasterKey, Target, open_target
+from memfold.api.restoring import Restorer
 from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
 from memfold.embedding import Embedder, Encoder, Reranker
@@ -43,7 +44,7 @@ from memfold.model import (
     StoredEvent,
     UnsetType,
 )
-from memfold.projections import lookup
+from memfold.projections import lookup, summaries
 from memfold.projections.caching import QueryVectors
 from memfold.projections.counting import CountTokens, TokenCounter
 from memfold.projections.duplicates import Duplicates
@@ -56,7 +57,7 @@ from memfold.projections.lookup import Lookup
 from memfold.projections.ranking import Preferences
 from memfold.projections.recall import Asked, Recaller
 from memfold.projections.rows import both, time_range
-from memfold.projections.scope import AsOf, Scope
+from memfold.projections.scope import AsOf, Scope, session_scope
 from memfold.projections.views import Views
 from memfold.settings import Settings, environment
 
@@ -151,6 +152,7 @@ class MemoryStore:
         self._follower = Follower(database, keyring, self._embeddings)
         known = Duplicates(self._views, self._embeddings)
         self._writer = Writer(database, keyring, self._committer, self._lookup, known, clock=clock, retries_max=retries_max)
+        self._restorer = Restorer(keyring, self._committer, self._lookup, self._views, clock=clock, retries_max=retries_max)
         self._clock = clock
         self._static = Embeddings(database, keyring.tenant, Encoder(static_embedder(), seconds_a_text=0.00005))
         self._recaller = Recaller(
@@ -422,6 +424,7 @@ class MemoryStore:
         where: Where | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        include_archived: bool = False,
         order: Order = "newest",
         limit: int = 100,
         cursor: str | None = None,
@@ -429,8 +432,8 @@ class MemoryStore:
     ) -> Page:
         """A page of the memories of a session, of several, of a user or of the whole tenant, in order of time.
 
-        Scope, `as_of` and `wait_s` are as in `recall`. `after` <= occurred_at < `before`. `limit` is 1 to 10,000; `cursor`
-        comes from the page before. An unknown or forgotten session is empty.
+        Scope, `as_of`, `include_archived` and `wait_s` are as in `recall`. `after` <= occurred_at < `before`. `limit` is 1 to
+        10,000; `cursor` comes from the page before. An unknown or forgotten session is empty.
 
         Raises:
             InvalidQuery, FilterError: an argument makes no sense.
@@ -446,7 +449,8 @@ class MemoryStore:
         with self._views.lend(scope, _deadline(wait_s)) as view:
             if view is None:
                 return Page(memories=[], cursor=None)
-            found = view.table.find(condition, before=before, after=after, order=order, limit=limit + 1, start=start)
+            shown = condition if include_archived else view.shown(condition)
+            found = view.table.find(shown, before=before, after=after, order=order, limit=limit + 1, start=start)
             position, withheld = view.position, len(view.withheld)
         cursor = to_cursor(order, found[limit - 1][1]) if len(found) > limit else None
         return Page(memories=[memory for memory, _ in found[:limit]], cursor=cursor, position=position, withheld=withheld)
@@ -461,9 +465,12 @@ class MemoryStore:
         where: Where | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        include_archived: bool = False,
         wait_s: float = 10.0,
     ) -> int:
-        """How many memories match; 0 for an unknown or forgotten session. Scope, `as_of` and `wait_s` are as in `recall`.
+        """How many memories match; 0 for an unknown or forgotten session.
+
+        Scope, `as_of`, `include_archived` and `wait_s` are as in `recall`.
 
         Raises: as `find`.
         """
@@ -471,7 +478,9 @@ class MemoryStore:
         scope = self._scope(session_id, session_ids, user_id, as_of)
         condition = self._restriction(where, before, after)
         with self._views.lend(scope, _deadline(wait_s)) as view:
-            return view.table.count(condition) if view else 0
+            if view is None:
+                return 0
+            return view.table.count(condition if include_archived else view.shown(condition))
 
     def recall(
         self,
@@ -486,6 +495,7 @@ class MemoryStore:
         where: Where | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        include_archived: bool = False,
         ranking: Ranking = "learned",
         explain: bool = False,
         wait_s: float = 10.0,
@@ -499,6 +509,9 @@ class MemoryStore:
         With `as_of`, a time or a position of the log, the answer is the one of that moment, from the memories as they stood.
         What has been forgotten since is not in it; `.withheld` says how many that are.
 
+        What is archived, because a summary stands for it or because it faded, is not looked at unless `include_archived`;
+        `sources` leads from a summary to what it was made from.
+
         They are found by meaning and by words; a score means the same for every query. `ranking` is "learned" (a linear ranker
         over features with names) or "fixed" (a mix of a few weights). With `explain`, `parts` says what each score is made of.
         The query is plain text: no character of it is special. `wait_s` also bounds how long the answer may wait for vectors
@@ -511,15 +524,9 @@ class MemoryStore:
             RerankerFailed: the reranker failed.
         """
         self._check()
-        asked = Asked(
-            validation.query(query),
-            self._scope(session_id, session_ids, user_id, as_of),
-            self._restriction(where, before, after),
-            validation.limit(limit),
-            validation.score(min_score),
-            validation.wait(wait_s),
-            "fixed" if validation.ranking(ranking) == "fixed" else "learned",
-            bool(explain),
+        scope = self._scope(session_id, session_ids, user_id, as_of, include_archived=include_archived)
+        asked = self._asked(query, scope, self._restriction(where, before, after), min_score, wait_s)._replace(
+            limit=validation.limit(limit), ranking=validation.ranking(ranking), explain=bool(explain)
         )
         return self._recaller.recall(asked)
 
@@ -536,6 +543,7 @@ class MemoryStore:
         where: Where | None = None,
         before: datetime | None = None,
         after: datetime | None = None,
+        include_archived: bool = False,
         wait_s: float = 10.0,
     ) -> Context:
         """The memories that answer `query` best, laid out to go into a prompt, in at most `max_tokens` tokens.
@@ -550,15 +558,53 @@ class MemoryStore:
         """
         self._check()
         max_tokens = validation.max_tokens(max_tokens)
-        asked = Asked(
-            validation.query(query),
-            self._scope(session_id, session_ids, user_id, as_of),
-            self._restriction(where, before, after),
-            0,
-            validation.score(min_score),
-            validation.wait(wait_s),
-        )
+        scope = self._scope(session_id, session_ids, user_id, as_of, include_archived=include_archived)
+        asked = self._asked(query, scope, self._restriction(where, before, after), min_score, wait_s)
         return self._recaller.context(asked, max_tokens, self._counter.for_one_text())
+
+    # -- summaries -----------------------------------------------------------------------------------------------------
+
+    def sources(self, memory_id: str, *, query: str | None = None, limit: int | None = None) -> list[Memory]:
+        """The memories a summary was made from, archived or not, in reading order; of any other memory none.
+
+        With a `query`, best first, as `recall` ranks them; with a `limit`, so many at most.
+
+        Raises:
+            MemoryNotFound, MemoryForgotten: there is no such memory, or no longer.
+            InvalidQuery: an argument makes no sense.
+        """
+        self._check()
+        limit = 10_000 if limit is None else validation.limit(limit)
+        query = None if query is None else validation.query(query)
+        with self._lookup.view_of(memory_id) as view:
+            found, session_id = summaries.sources_of(view, memory_id), view.session_id
+        if query is None or not found:
+            return [kept.memory for kept in found[:limit]]
+        asked = self._asked(query, session_scope(session_id, archived=True), summaries.rows_among(found), 0.0, 10.0)
+        return [hit.memory for hit in self._recaller.recall(asked._replace(limit=limit))]
+
+    def derived_from(self, memory_id: str) -> list[Memory]:
+        """The summaries that were made from a memory directly, oldest first; none if none was.
+
+        Raises:
+            MemoryNotFound, MemoryForgotten: there is no such memory, or no longer.
+        """
+        self._check()
+        with self._lookup.view_of(memory_id) as view:
+            return [kept.memory for kept in summaries.derived_from(view, memory_id)]
+
+    def restore(self, memory_ids: str | Iterable[str]) -> list[Memory]:
+        """Bring archived memories back into recall; return those that came back. One event a session does it.
+
+        A summary that is not archived itself is undone: everything it stands for comes back, and it goes, with every summary
+        made from it. What else is not archived stays as it is. For the consolidator, what came back is as old as its return.
+
+        Raises:
+            MemoryNotFound, MemoryForgotten: there is no such memory, or no longer; nothing was restored.
+            Contended: others kept changing the session.
+        """
+        self._check()
+        return self._restorer(validation.memory_ids(memory_ids))
 
     def history(self, memory_id: str) -> list[Change]:
         """Every version of a memory, first to last; of a forgotten one the changes without content.
@@ -598,10 +644,20 @@ class MemoryStore:
             raise InvalidQuery("after", "must be a position: 0, or one that an event had")
         return self._catalog.events(after, None if session_id is None else validation.session(session_id))
 
+    def _asked(self, query: str, scope: Scope, where: Condition, min_score: float, wait_s: float) -> Asked:
+        return Asked(validation.query(query), scope, where, 0, validation.score(min_score), validation.wait(wait_s))
+
     def _scope(
-        self, session_id: str | None, session_ids: Iterable[str] | None, user_id: str | None, as_of: AsOf | None
+        self,
+        session_id: str | None,
+        session_ids: Iterable[str] | None,
+        user_id: str | None,
+        as_of: AsOf | None,
+        *,
+        include_archived: bool = False,
     ) -> Scope:
-        return Scope(*validation.scope(session_id, session_ids, user_id), self._as_of(as_of))
+        named = validation.scope(session_id, session_ids, user_id)
+        return Scope(*named, self._as_of(as_of), archived=validation.flag("include_archived", include_archived))
 
     def _as_of(self, as_of: AsOf | None) -> AsOf | None:
         moment = validation.as_of(as_of, self._clock())

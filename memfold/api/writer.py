@@ -14,16 +14,19 @@ from memfold import validation
 from memfold.api.plan import Plan
 from memfold.errors import Contended, EmbedderFailed, IdempotencyConflict, MemoryForgotten, StoreUnavailable, VersionConflict
 from memfold.events import Event, MemoryMerged, MemoryRemembered, MemoryUpdated
-from memfold.eventstore import arrays, reader, sealing
+from memfold.eventstore import arrays, binding, reader, sealing
 from memfold.eventstore.append import NO_DECISION, Answer, Committer, Request, Verdict
-from memfold.eventstore.codec import LoggedEvent, SealedEvent, encode, event_key, new_id, open_event, seal_event
+from memfold.eventstore.binding import EventKey
+from memfold.eventstore.codec import LoggedEvent, SealedEvent, encode, event_key, new_id, seal_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
+from memfold.eventstore.sealing import wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
 from memfold.projections.duplicates import Duplicates, first_of, said, texts
 from memfold.projections.embeddings import Embeddings, Source
 from memfold.projections.fold import memory_id_text
+from memfold.projections.loading import open_rows
 from memfold.projections.lookup import Lookup, id_bytes, live
 
 TURNS = 64  # sessions in which a process decides about duplicates at once
@@ -159,10 +162,8 @@ class Writer:
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_id) as view:
                 stream_version, session_id, stream = view.version, view.session_id, view.stream
-                found = view.table.current(id_bytes(memory_id))
-            if found is None:
-                raise MemoryForgotten(memory_id)
-            memory = found.memory
+                memory = live(view, memory_id)
+                sources = view.bound_to(id_bytes(memory_id), self._keyring.tenant)
             ref = self._keyring.find_session(session_id) if idempotency_key else None
             if idempotency_key and ref and ref.stream == stream:
                 earlier = self._earlier(ref, memory_id, event, idempotency_key)
@@ -173,22 +174,43 @@ class Writer:
             if not dict(fold.given(event)):
                 return memory
             answer = self._append_update(
-                memory, event, session_id=session_id, stream=stream, version=stream_version, idempotency_key=idempotency_key
+                memory,
+                event,
+                session_id=session_id,
+                stream=stream,
+                version=stream_version,
+                idempotency_key=idempotency_key,
+                sources=sources,
             )
             if answer.verdict is Verdict.ACCEPTED:
                 return fold.updated(memory, event, recorded_at=answer.recorded_at)
         raise Contended(self._retries_max)
 
     def _append_update(
-        self, memory: Memory, event: MemoryUpdated, *, session_id: str, stream: bytes, version: int, idempotency_key: str | None
+        self,
+        memory: Memory,
+        event: MemoryUpdated,
+        *,
+        session_id: str,
+        stream: bytes,
+        version: int,
+        idempotency_key: str | None,
+        sources: Sequence[EventKey],
     ) -> Answer:
+        """Append a change; what is said of a summary is bound to its sources, as the summary is."""
         at = self._clock()
         ref = self._keyring.open_session(session_id, None, at)
         if ref.stream != stream:
             self._keyring.drop(session_id)
             return Answer(Verdict.CONFLICT)
-        sealed = [self._seal(event, ref, id_bytes(memory.id))]
-        answer = self._committer.append(self._request(ref, sealed, at, [event], idempotency_key, expected=version))
+        tenant, memory_id = self._keyring.tenant, id_bytes(memory.id)
+        if sources:
+            bound = binding.seal_bound(event, tenant=tenant, stream=ref.stream, memory_id=memory_id, sources=sources)
+            request = self._request(ref, [bound], at, [event], idempotency_key, expected=version)
+            answer = binding.append_bound(self._database, tenant, request, [source.event_id for source in sources])
+        else:
+            sealed = [self._seal(event, ref, memory_id)]
+            answer = self._committer.append(self._request(ref, sealed, at, [event], idempotency_key, expected=version))
         if answer.verdict in (Verdict.KEY_GONE, Verdict.STREAM_GONE):
             self._keyring.drop(session_id)
         return answer
@@ -248,13 +270,14 @@ class Writer:
         first, last, committed = found
         rows = reader.read_stream(self._database, self._keyring.tenant, ref.stream, first - 1, last)
         for row in rows:
-            if row.wrapped_key is None:
+            if not row.wrapped_key:
                 raise MemoryForgotten(fold.memory_id_text(row.memory_id or bytes(16)))
         tenant = self._keyring.tenant
-        keys = [event_key(row, tenant=tenant, wrapping=ref.key) for row in rows]
+        wrapping = {ref.key.id: ref.key, **binding.opening_keys(self._database, self._keyring, rows)}
+        keys = [event_key(row, tenant=tenant, wrapping=wrapping[wrapping_key_id(row.wrapped_key or b"")]) for row in rows]
         if commitment(keys, events) != committed:
             raise IdempotencyConflict
-        return [LoggedEvent(row, open_event(row, tenant=tenant, wrapping=ref.key)) for row in rows]
+        return list(open_rows(rows, tenant, wrapping, gone_is_erased=False))
 
     def _as_remembered(self, ref: SessionRef, event: LoggedEvent) -> Memory:
         assert isinstance(event.data, MemoryRemembered)

@@ -21,6 +21,7 @@ from memfold.model import Erasure, Scope
 from memfold.projections.filters import Condition
 from memfold.projections.fold import memory_id_text
 from memfold.projections.lookup import Lookup, id_bytes
+from memfold.projections.view import View
 from memfold.projections.views import Views
 
 NOTHING: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class Forgetter:
         for _ in range(self._retries_max):
             with self._lookup.view_of(memory_id) as view:
                 stream, session_id, version = view.stream, view.session_id, view.version
-                is_live = view.table.current(id_bytes(memory_id)) is not None
+                is_live = has_something_left(view, id_bytes(memory_id))
             if not is_live:
                 return self._first_erasure(memory_id, stream)
             if self._append(session_id, stream, version, [id_bytes(memory_id)], reason):
@@ -68,6 +69,18 @@ class Forgetter:
                 return nothing("filter")
             if self._append(session_id, stream, version, ids, None):
                 return self._told("filter", stream, ids, None)
+        raise Contended(self._retries_max)
+
+    def these(self, session_id: str, memory_ids: Sequence[bytes], reason: str) -> Erasure:
+        """Forget those of these memories that are still in a session."""
+        for _ in range(self._retries_max):
+            with self._views.session(session_id) as view:
+                ids = [memory_id for memory_id in memory_ids if view and view.table.current(memory_id)]
+                stream, version = (view.stream, view.version) if view else (b"", 0)
+            if not ids:
+                return nothing("filter")
+            if self._append(session_id, stream, version, ids, reason):
+                return self._told("filter", stream, ids, reason)
         raise Contended(self._retries_max)
 
     def session(self, session_id: str) -> Erasure:
@@ -166,6 +179,14 @@ def told(answer: Callable[[], Erasure]) -> Erasure:
         return answer()
     except StoreUnavailable as error:
         raise StoreUnavailable(error.reason, outcome="unknown", sqlstate=error.sqlstate) from error
+
+
+def has_something_left(view: View, memory_id: bytes) -> bool:
+    """Whether there is something to forget: a memory, or a summary that was undone and is still in the log."""
+    if view.table.current(memory_id):
+        return True
+    history = view.table.history(memory_id)
+    return bool(history) and history[-1].type == "restored"
 
 
 def nothing(scope: Scope) -> Erasure:

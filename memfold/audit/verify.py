@@ -13,7 +13,7 @@ import msgspec
 
 from memfold.errors import CorruptEvent
 from memfold.events import NUMBERS, MemoryForgotten, SessionForgotten, UserForgotten
-from memfold.eventstore import arrays, derived, reader, sealing
+from memfold.eventstore import arrays, binding, derived, reader, sealing
 from memfold.eventstore.codec import Row, event_key, open_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
@@ -133,13 +133,15 @@ class _Pass:
 
     def page(self, page: Sequence[Row]) -> None:
         """Check the next events of the log, all of a page."""
-        keys = self._keyring.wrapping_keys({wrapping_key_id(row.wrapped_key) for row in page if row.wrapped_key})
+        keys = binding.opening_keys(self._database, self._keyring, page)
         vectors = _vectors(self._database, self._keyring.tenant, page)
         for row in page:
             self.events += 1
             self._order(row)
             if self._erasures.cover(row):
                 self._erased(row, len(vectors.get(row.position, [])))
+            elif row.sources and row.wrapped_key == b"":
+                self._died(row, len(vectors.get(row.position, [])))
             else:
                 self._kept(row, keys, vectors.get(row.position, []))
 
@@ -151,10 +153,17 @@ class _Pass:
 
     def _erased(self, row: Row, vectors: int) -> None:
         self.erased += 1
-        left = {"payload": row.payload is not None, "key": row.wrapped_key is not None, "vector": vectors > 0}
+        left = {"payload": row.payload is not None, "key": bool(row.wrapped_key), "vector": vectors > 0}
         for what, is_left in left.items():
             if is_left:
                 self._found(row, f"was forgotten, and its {what} is still there")
+
+    def _died(self, row: Row, vectors: int) -> None:
+        """What was bound to other events died with one of them."""
+        self._erased(row, vectors)
+        sources = binding.source_ids(row)
+        if len(reader.standing(self._database, self._keyring.tenant, sources)) == len(sources):
+            self._found(row, "has lost its key, and everything it was made from is still there")
 
     def _kept(self, row: Row, keys: dict[bytes, WrappingKey], vectors: Sequence[tuple[str, bytes]]) -> None:
         missing = [name for name, part in (("payload", row.payload), ("key", row.wrapped_key)) if part is None]

@@ -29,11 +29,26 @@ class Window(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a summarizer charged: tokens read and written, and the price, in the currency that its prices were given in."""
+    """What a summarizer charged: tokens read and written, the price, in the currency of its prices, and the calls."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    calls: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Read and written together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cost + other.cost,
+            self.calls + other.calls,
+        )
 
 
 class Summary(NamedTuple):

@@ -4,8 +4,10 @@
 a database. An older schema version is brought up to date by a pure function named `upcast_<type>_v1_v2`; there is none yet.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 import uuid_utils
@@ -34,7 +36,11 @@ class SealedEvent(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One event as it is read back. `payload`, `wrapped_key` and `key_version` are None once the event is erased."""
+    """One event as it is read back. `payload`, `wrapped_key` and `key_version` are None once the event is erased.
+
+    `sources` are the events that its key is bound to (see `binding`), None for most; where `wrapped_key` is empty, one of them
+    was forgotten.
+    """
 
     position: int
     stream: bytes
@@ -48,6 +54,7 @@ class Row(NamedTuple):
     payload: bytes | None
     wrapped_key: bytes | None
     key_version: int | None
+    sources: Sequence[UUID] | None = None
 
 
 class LoggedEvent(NamedTuple):
@@ -68,10 +75,16 @@ def key_context(tenant: int, event_id: bytes) -> bytes:
 
 
 def seal_event(
-    event: Event, *, tenant: int, stream: bytes, memory_id: bytes | None, wrapping: sealing.WrappingKey
+    event: Event,
+    *,
+    tenant: int,
+    stream: bytes,
+    memory_id: bytes | None,
+    wrapping: sealing.WrappingKey,
+    event_id: bytes | None = None,
 ) -> SealedEvent:
     """Seal `event` under a fresh key, wrapped by `wrapping`. Equal events give unlike bytes."""
-    event_id = new_id()
+    event_id = event_id or new_id()
     number = NUMBERS[type(event)]
     header = sealing.event_header(tenant, event_id, stream, number, SCHEMA_VERSION)
     key = sealing.fresh_key()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
-from memfold.events import NUMBERS, MemoryMerged, MemoryRemembered, MemoryUpdated
+from memfold.events import NUMBERS, MemoryMerged, MemoryRemembered, MemoryUpdated, WindowCompressed
 from memfold.eventstore import arrays, sealing
 from memfold.eventstore.append import fetch
 from memfold.eventstore.database import Connection, Database
 
-EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated], NUMBERS[MemoryMerged]]
+EMBEDDED_TYPES = [NUMBERS[each] for each in (MemoryRemembered, MemoryUpdated, MemoryMerged, WindowCompressed)]
 """The events that have a vector: each that gives a memory its words, or may change them."""
 
 # The range is written on all three tables, and loops are not nested (`_merged`): PostgreSQL plans for the tables as they were
@@ -21,7 +21,7 @@ EMBEDDED_TYPES = [NUMBERS[MemoryRemembered], NUMBERS[MemoryUpdated], NUMBERS[Mem
 WAITING = """
 FROM memfold.events e
 JOIN memfold_keys.keys k ON k.tenant_id = %(tenant)s AND k.position > %(after)s AND k.position <= %(upto)s
-    AND k.position = e.position
+    AND k.position = e.position AND k.wrapped <> ''
 WHERE e.tenant_id = %(tenant)s AND e.position > %(after)s AND e.position <= %(upto)s AND e.type = ANY(%(types)s)
 AND (%(stream)s::uuid IS NULL OR e.stream_id = %(stream)s)
 AND NOT EXISTS (

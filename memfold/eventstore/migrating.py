@@ -11,7 +11,7 @@ import psycopg
 
 from memfold.errors import SchemaTooNew
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration."""
 
 LOCK = 0x6D656D666F6C64  # "memfold"

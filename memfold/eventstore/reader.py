@@ -17,7 +17,7 @@ from memfold.eventstore.question import Question
 PAGE_EVENTS = 2_000
 
 FIELDS = """e.position, uuid_send(e.stream_id), e.version, uuid_send(e.event_id), uuid_send(e.memory_id), e.type,
-    e.schema_version, e.recorded_at, e.digest, p.sealed, k.wrapped, k.kek_version"""
+    e.schema_version, e.recorded_at, e.digest, p.sealed, k.wrapped, k.kek_version, k.sources"""
 
 PAGE = f"""
 SELECT {FIELDS}
@@ -51,6 +51,14 @@ FROM memfold.events e
 LEFT JOIN memfold.payloads p ON p.tenant_id = e.tenant_id AND p.position = e.position
 LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
 WHERE e.tenant_id = %(tenant)s AND e.position = ANY(%(positions)s)
+ORDER BY e.position"""
+
+BY_ID = f"""
+SELECT {FIELDS}
+FROM memfold.events e
+LEFT JOIN memfold.payloads p ON p.tenant_id = e.tenant_id AND p.position = e.position
+LEFT JOIN memfold_keys.keys k ON k.tenant_id = e.tenant_id AND k.position = e.position
+WHERE e.tenant_id = %(tenant)s AND e.event_id = ANY(%(events)s)
 ORDER BY e.position"""
 
 # Two ways to the same: by the streams, or by the range where that is short. OFFSET 0 keeps PostgreSQL to the one asked for.
@@ -119,6 +127,19 @@ def read_memories(database: Database, tenant: int, memory_ids: Sequence[bytes]) 
     """All events of these memories, in order."""
     parameters = {"tenant": tenant, "memories": arrays.uuid_array(memory_ids)}
     return [Row(*row) for row in database.read(lambda connection: _fetch(connection, MEMORIES, parameters))]
+
+
+def read_events(database: Database, tenant: int, event_ids: Sequence[bytes]) -> list[Row]:
+    """The events of these ids, in order."""
+    parameters = {"tenant": tenant, "events": arrays.uuid_array(event_ids)}
+    return [Row(*row) for row in database.read(lambda connection: _fetch(connection, BY_ID, parameters))] if event_ids else []
+
+
+def standing(database: Database, tenant: int, event_ids: Sequence[bytes]) -> set[bytes]:
+    """Those of these events whose keys stand."""
+    query = """SELECT e.event_id FROM memfold.events e JOIN memfold_keys.keys k USING (tenant_id, position)
+               WHERE e.tenant_id = %s AND e.event_id = ANY(%s) AND k.wrapped <> ''"""
+    return {row.event_id.bytes for row in database.rows(query, (tenant, arrays.uuid_array(event_ids)))}
 
 
 def read_log(database: Database, tenant: int, after: int, upto: int, page: int = PAGE_EVENTS) -> Iterator[list[Row]]:

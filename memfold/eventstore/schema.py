@@ -13,6 +13,8 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -85,6 +87,20 @@ checkpoints = Table(
     _required("name", Text),
     _required("position", BigInteger),
     PrimaryKeyConstraint("tenant_id", "name", name="checkpoints_pkey"),
+    schema=SCHEMA,
+)
+
+spending = Table(
+    "spending",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("day", Date),
+    _required("model", Text),
+    _required("prompt_tokens", BigInteger),
+    _required("completion_tokens", BigInteger),
+    _required("cost", Double),
+    _required("calls", BigInteger),
+    PrimaryKeyConstraint("tenant_id", "day", "model", name="spending_pkey"),
     schema=SCHEMA,
 )
 
@@ -278,5 +294,7 @@ keys = Table(
     Column("sources", ARRAY(Uuid)),
     _required("wrapped", LargeBinary),
     PrimaryKeyConstraint("tenant_id", "position", name="keys_pkey"),
+    CheckConstraint("wrap_kind <> 3 OR (sources IS NOT NULL AND cardinality(sources) > 0)", name="keys_sources"),
     schema=KEYS,
 )
+Index("keys_bound", keys.c.sources, postgresql_using="gin", postgresql_where=text("wrap_kind = 3"))

@@ -15,7 +15,7 @@ from struct import Struct
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -27,7 +27,8 @@ WRAPPED_1 = b"\x01"  # AES-256-GCM over a 32-byte key
 
 PAYLOAD = b"memfold payload 1"
 COMMITMENT = b"memfold commitment 1"
-BIND = b"memfold bind 1"
+BIND = b"memfold bind 1"  # of a source's key, from which a key that is bound to the source is derived
+BOUND = b"memfold bound 1"
 NAME = b"memfold name 1"
 LOOKUP = b"memfold lookup 1"
 
@@ -49,6 +50,11 @@ def subkey(key: bytes, purpose: bytes) -> bytes:
     HKDF-Expand with SHA-256. Extraction is left out because our keys are uniformly random (RFC 5869, 3.3).
     """
     return HKDFExpand(_SHA256, KEY_BYTES, purpose).derive(key)
+
+
+def derived_key(material: bytes, purpose: bytes) -> bytes:
+    """Derive a 32-byte key from several keys in a row, all of which are needed: HKDF with SHA-256 (RFC 5869)."""
+    return HKDF(_SHA256, KEY_BYTES, salt=None, info=purpose).derive(material)
 
 
 def keyed_hash(key: bytes, *parts: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from memfold.events import MemoryMerged, MemoryRemembered, MemoryUpdated
+from memfold.events import MemoryMerged, MemoryRemembered, MemoryUpdated, WindowCompressed
 from memfold.eventstore.codec import LoggedEvent
 from memfold.model import Memory
 
@@ -19,6 +19,11 @@ def memory_id_text(memory_id: bytes) -> str:
     """An id as callers see it. Four times as fast as by way of `uuid.UUID`, and every event has three."""
     text = memory_id.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def memory_id_bytes(text: str) -> bytes:
+    """The id that `memory_id_text` gave."""
+    return bytes.fromhex(text.replace("-", ""))
 
 
 def remembered(event: MemoryRemembered, *, memory_id: bytes, session_id: str, user_id: str, recorded_at: datetime) -> Memory:
@@ -35,6 +40,26 @@ def remembered(event: MemoryRemembered, *, memory_id: bytes, session_id: str, us
         tags=event.tags,
         metadata=event.metadata,
         occurred_at=(event.occurred_at or recorded_at).astimezone(UTC),
+        created_at=recorded_at,
+        updated_at=recorded_at,
+        version=1,
+    )
+
+
+def compressed(event: WindowCompressed, *, memory_id: bytes, session_id: str, user_id: str, recorded_at: datetime) -> Memory:
+    """The summary that a WindowCompressed makes."""
+    return Memory(
+        id=memory_id_text(memory_id),
+        session_id=session_id,
+        user_id=user_id,
+        content=event.content,
+        role=None,
+        speaker=None,
+        category=event.category,
+        importance=event.importance,
+        tags=event.tags,
+        metadata=event.metadata,
+        occurred_at=event.occurred_at.astimezone(UTC),
         created_at=recorded_at,
         updated_at=recorded_at,
         version=1,
@@ -85,6 +110,8 @@ def texts(events: Iterable[LoggedEvent]) -> dict[int, str]:
         memory_id = row.memory_id or b""
         if isinstance(data, MemoryRemembered):
             said[memory_id] = {"content": data.content, "speaker": data.speaker}
+        elif isinstance(data, WindowCompressed):
+            said[memory_id] = {"content": data.content, "speaker": None}
         elif isinstance(data, MemoryMerged) and memory_id in said:
             pass  # the memory keeps its words
         elif isinstance(data, MemoryUpdated) and memory_id in said:

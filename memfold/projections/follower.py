@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from memfold.errors import CorruptEvent, EmbedderFailed, EmbeddingTimeout, MemfoldError, ModelFileError, SettingsError
 from memfold.eventstore import derived, reader
+from memfold.eventstore.binding import opening_keys
 from memfold.eventstore.codec import LoggedEvent, Row, event_key
 from memfold.eventstore.database import Database, Lease, Lost
 from memfold.eventstore.keyring import Keyring
@@ -265,7 +266,7 @@ class Follower:
         rows = [row for row in page if row.type_number in derived.EMBEDDED_TYPES and row.wrapped_key]
         changed = sorted({row.memory_id for row in rows if row.memory_id and row.type_number != derived.EMBEDDED_TYPES[0]})
         history = reader.read_memories(self._database, tenant, changed) if changed else []
-        keys = self._keyring.wrapping_keys({wrapping_key_id(row.wrapped_key) for row in [*rows, *history] if row.wrapped_key})
+        keys = opening_keys(self._database, self._keyring, [*rows, *history])
         texts = fold.texts(list(self._opened({row.position: row for row in [*rows, *history]}.values(), keys)))
         for row in rows:
             wrapping = keys.get(wrapping_key_id(row.wrapped_key or b""))

@@ -122,11 +122,13 @@ def line_of(memory: Memory) -> str:
 
 def label_of(memory: Memory) -> str:
     """Who said it: the speaker, else the role; short, and without a colon."""
-    for name in filter(None, (memory.speaker, memory.role)):
-        label = one_line(_COLONS.sub(" ", name))
-        if label:
-            return label if len(label) <= LABEL_CHARACTERS else label[: LABEL_CHARACTERS - 1] + "…"
-    return ""
+    return label_from(memory.speaker) or label_from(memory.role)
+
+
+def label_from(name: str | None) -> str:
+    """A name as it can stand before a colon."""
+    label = one_line(_COLONS.sub(" ", name or ""))
+    return label if len(label) <= LABEL_CHARACTERS else label[: LABEL_CHARACTERS - 1] + "…"
 
 
 def one_line(text: str) -> str:

@@ -13,18 +13,30 @@ FADED = b""  # what keeps a memory archived that no summary stands for
 
 
 class Changed(NamedTuple):
-    """What a fact did besides: the summaries that died of it, and the memories that came back, in order."""
+    """What a fact did besides: the summaries that died of it, and the memories that came back, in order.
+
+    Of a forget, `dead` holds also those that had been undone before: nothing of them may be read any more.
+    """
 
     dead: list[bytes]
     active: list[bytes]
 
 
+class Touched(NamedTuple):
+    """When a memory came back or was refreshed last, and at which version of the stream."""
+
+    at: datetime
+    version: int
+
+
 class Lineage:
-    """The living summaries of a session, and what is archived. Ids are of memories; a summary is one."""
+    """The summaries of a session, and what is archived. Ids are of memories; a summary is one."""
 
     def __init__(self) -> None:
-        self.sources: dict[bytes, tuple[bytes, ...]] = {}  # of each living summary
-        self.touched: dict[bytes, tuple[datetime, int]] = {}  # when memories came back or were refreshed, and at which version
+        self.touched: dict[bytes, Touched] = {}
+        self.refreshed: dict[bytes, datetime] = {}
+        self._made_from: dict[bytes, tuple[bytes, ...]] = {}  # of each summary, also of those that were undone
+        self._living: set[bytes] = set()
         self._archived: dict[bytes, set[bytes]] = {}  # of each archived memory what keeps it so
 
     def is_archived(self, memory_id: bytes) -> bool:
@@ -32,20 +44,41 @@ class Lineage:
         return memory_id in self._archived
 
     def archived(self) -> set[bytes]:
-        """Everything that is archived."""
+        """Everything that is out of default recall."""
         return set(self._archived)
+
+    def is_summary(self, memory_id: bytes) -> bool:
+        """Whether this is a living summary."""
+        return memory_id in self._living
+
+    def sources(self, summary: bytes) -> tuple[bytes, ...]:
+        """What a living summary was made from; empty if it is none."""
+        return self._made_from[summary] if summary in self._living else ()
 
     def derived_from(self, memory_id: bytes) -> list[bytes]:
         """The living summaries that were made from a memory directly."""
-        return [summary for summary, sources in self.sources.items() if memory_id in sources]
+        return [summary for summary in self._all_from(memory_id) if summary in self._living]
+
+    def above(self, summary: bytes) -> list[bytes]:
+        """The living summaries that were made from a living summary, at any height."""
+        found = self.derived_from(summary)
+        for each in found:
+            found += [other for other in self.derived_from(each) if other not in found]
+        return found
+
+    def level(self, memory_id: bytes) -> int:
+        """How many times what a memory says was summarized; 0 for what was remembered."""
+        sources = self.sources(memory_id)
+        return 1 + max(map(self.level, sources)) if sources else 0
 
     def compress(self, summary: bytes, sources: Sequence[bytes]) -> None:
         """A summary of some memories came to be."""
-        self.sources[summary] = tuple(sources)
+        self._made_from[summary] = tuple(sources)
+        self._living.add(summary)
 
     def archive(self, memory_ids: Iterable[bytes], summary: bytes | None) -> list[bytes]:
         """Memories are archived; return those that were not. Nothing is, if `summary` is no living one."""
-        if summary is not None and summary not in self.sources:
+        if summary is not None and summary not in self._living:
             return []
         new = []
         for memory_id in memory_ids:
@@ -54,50 +87,54 @@ class Lineage:
             self._archived.setdefault(memory_id, set()).add(FADED if summary is None else summary)
         return new
 
-    def restore(self, memory_ids: Iterable[bytes], at: datetime, version: int) -> Changed:
-        """Memories come back, whatever kept them archived; summaries among them are undone."""
+    def restore(self, memory_ids: Sequence[bytes], undone: Iterable[bytes], at: datetime, version: int) -> Changed:
+        """Summaries are undone, and memories come back, whatever kept them archived."""
         changed = Changed([], [])
+        for summary in undone:
+            if summary in self._living:
+                self._kill(summary, changed)
         for memory_id in memory_ids:
-            if memory_id in self.sources:
-                self._kill(memory_id, changed)
-            elif self._archived.pop(memory_id, None):
+            if self._archived.pop(memory_id, None):
                 changed.active.append(memory_id)
-        self.touched |= {memory_id: (at, version) for memory_id in (*changed.active, *changed.dead)}
+        self.touched |= dict.fromkeys((*memory_ids, *changed.active), Touched(at, version))
         return changed
 
-    def refresh(self, memory_ids: Iterable[bytes], at: datetime, version: int) -> None:
-        """The age of memories counts from here."""
-        self.touched |= {memory_id: (at, version) for memory_id in memory_ids}
+    def refresh(self, memory_ids: Iterable[bytes], at: datetime) -> None:
+        """Memories were of use."""
+        self.refreshed |= dict.fromkeys(memory_ids, at)
 
     def forget(self, memory_id: bytes) -> Changed:
         """A memory is gone, and every summary that was made from it, at any depth."""
         changed = Changed([], [])
-        self._archived.pop(memory_id, None)
-        self.touched.pop(memory_id, None)
-        if memory_id in self.sources:
+        unreadable = [memory_id]
+        for gone in unreadable:
+            unreadable += [summary for summary in self._all_from(gone) if summary not in unreadable]
+        if memory_id in self._living:
             self._kill(memory_id, changed)
-            changed.dead.remove(memory_id)  # it is known to be gone
-        else:
-            self._kill_all(self.derived_from(memory_id), changed)
-        return changed
-
-    def _kill_all(self, summaries: Iterable[bytes], changed: Changed) -> None:
-        for summary in summaries:
-            if summary in self.sources:
+        for summary in unreadable[1:]:
+            if summary in self._living:
                 self._kill(summary, changed)
+        for gone in unreadable:
+            self._made_from.pop(gone, None)
+            self._archived.pop(gone, None)
+            self.touched.pop(gone, None)
+            self.refreshed.pop(gone, None)
+        return Changed(unreadable[1:] + [each for each in changed.dead if each not in unreadable], changed.active)
+
+    def _all_from(self, memory_id: bytes) -> list[bytes]:
+        return [summary for summary, sources in self._made_from.items() if memory_id in sources]
 
     def _kill(self, summary: bytes, changed: Changed) -> None:
-        above = self.derived_from(summary)
-        sources = self.sources.pop(summary)
-        changed.dead.append(summary)
+        """A living summary dies, and so does what was made from it; what they stood for comes back."""
+        self._living.discard(summary)
         self._archived.pop(summary, None)
-        if summary in changed.active:
-            changed.active.remove(summary)
-        self._kill_all(above, changed)
-        for memory_id in sources:
-            reasons = self._archived.get(memory_id)
-            if reasons:
-                reasons.discard(summary)
-                if not reasons:
-                    del self._archived[memory_id]
-                    changed.active.append(memory_id)
+        changed.dead.append(summary)
+        for above in self.derived_from(summary):
+            if above in self._living:
+                self._kill(above, changed)
+        for memory_id in self._made_from[summary]:
+            reasons = self._archived.get(memory_id, set())
+            reasons.discard(summary)
+            if memory_id in self._archived and not reasons:
+                del self._archived[memory_id]
+                changed.active.append(memory_id)

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from memfold.errors import CorruptEvent, ScopeTooLarge
 from memfold.eventstore import reader
+from memfold.eventstore.binding import opening_keys
 from memfold.eventstore.codec import LoggedEvent, Row, open_event
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
@@ -84,8 +85,10 @@ class Loader:
             if ref.stream == found.stream:
                 break
         if view is None or view.stream != found.stream:
-            view = _session_view(ref)
-        view.keys = {ref.key.id: ref.key}
+            view = _session_view(ref, scope)
+        if view.keys.get(ref.key.id) is not ref.key:
+            view.keys = {ref.key.id: ref.key}
+        view.keys |= opening_keys(self._database, keyring, _bound(found.rows), view.keys)
         self._fold(view, scope, found.rows, view.keys, gone_is_erased=False)
         if found.rows:
             view.version = found.rows[-1].version
@@ -100,7 +103,7 @@ class Loader:
     # -- many sessions -------------------------------------------------------------------------------------------------
 
     def _wide(self, view: View | None, scope: Scope, deadline: float, upto: int) -> View:
-        view = view or View(keeps_past=False)
+        view = view or View(keeps_past=False, keeps_archived=scope.archived)
         # The streams after the position: events of one that comes to be later lie behind it.
         streams = self._streams(view, scope)
         database, tenant = self._database, self._keyring.tenant
@@ -148,8 +151,10 @@ class Loader:
         for stream, ref in refs.items():
             view.own(stream, ref.session_id, ref.user_id, ref.user)
             view.keys[ref.key.id] = ref.key
-        missing = {wrapping_key_id(row.wrapped_key) for row in page if row.wrapped_key} - view.keys.keys()
-        keys = {**view.keys, **keyring.wrapping_keys(missing)} if missing else view.keys
+        unknown = [row for row in page if row.wrapped_key and wrapping_key_id(row.wrapped_key) not in view.keys]
+        keys = opening_keys(self._database, keyring, unknown, view.keys) if unknown else {}
+        view.keys |= {row.event_id: keys[row.event_id] for row in unknown if row.event_id in keys}
+        keys = {**view.keys, **keys} if keys else view.keys
         self._fold(view, scope, page, keys, gone_is_erased=True)
         if view.size_bytes() > self._bytes_max:
             raise ScopeTooLarge(view.places.count, view.size_bytes(), self._bytes_max)
@@ -165,8 +170,13 @@ class Loader:
             view.forget((row.type_number, row.stream, row.memory_id) for row in rows if not scope.holds(row))
 
 
-def _session_view(ref: SessionRef) -> View:
-    view = View(ref.stream)
+def _bound(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose keys are bound to others, and what else of these rows that takes; none if none is."""
+    return list(rows) if any(row.sources for row in rows) else []
+
+
+def _session_view(ref: SessionRef, scope: Scope) -> View:
+    view = View(ref.stream, keeps_archived=scope.archived)
     view.own(ref.stream, ref.session_id, ref.user_id, ref.user)
     return view
 
@@ -176,13 +186,14 @@ def open_rows(
 ) -> Iterator[LoggedEvent]:
     """Open rows with the keys at hand; an erased event comes without content.
 
-    An event whose wrapping key is not at hand counts as erased where users may have been forgotten since; else it is corrupt.
+    An event whose wrapping key is not at hand counts as erased where users may have been forgotten since, or if it was bound to
+    something that was; else it is corrupt.
     """
     for row in rows:
-        if row.wrapped_key is None:
+        if not row.wrapped_key:
             yield LoggedEvent(row, None)
             continue
         wrapping = keys.get(wrapping_key_id(row.wrapped_key))
-        if wrapping is None and not gone_is_erased:
+        if wrapping is None and not gone_is_erased and not row.sources:
             raise CorruptEvent(row.position, "was wrapped by a key that is not its user's")
         yield LoggedEvent(row, open_event(row, tenant=tenant, wrapping=wrapping) if wrapping else None)

@@ -60,11 +60,22 @@ def id_bytes(memory_id: object) -> bytes:
 
 
 def live(view: View, memory_id: str) -> Memory:
-    """The memory as it stands; MemoryForgotten if it was forgotten."""
+    """The memory as it stands.
+
+    Raises:
+        MemoryForgotten: it was forgotten.
+        MemoryNotFound: it was a summary, and was undone.
+    """
     found = view.table.current(id_bytes(memory_id))
     if found is None:
-        raise MemoryForgotten(memory_id)
+        raise MemoryNotFound(memory_id) if was_undone(view, memory_id) else MemoryForgotten(memory_id)
     return found.memory
+
+
+def was_undone(view: View, memory_id: str) -> bool:
+    """Whether this was a summary whose sources were restored."""
+    history = view.table.history(id_bytes(memory_id))
+    return bool(history) and history[-1].type == "restored"
 
 
 def as_of(view: View, memory_id: str, moment: AsOf) -> Memory:

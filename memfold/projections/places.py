@@ -53,6 +53,7 @@ class Places:
         self._after = array("i")
         self._facts = bytearray()
         self._last: dict[int, int] = {}  # of each session that has any, the last slot
+        self._reserved: set[int] = set()  # rows that are not live, and may come back
         self._speaker_numbers: dict[str, int] = {}
         self._spoken: dict[str, int] = {}  # in how many live rows
         self._called: dict[str, set[int]] = {}  # who is called by a word
@@ -72,13 +73,16 @@ class Places:
         importance: float,
         facts: bytes,
     ) -> int:
-        """The slot of a row that comes to be, or comes back changed. A new row is later in the log than all others.
+        """The slot of a row that comes to be, or comes back. A new row is later in the log than all others.
 
-        A row comes back before any other of its session is taken or leaves.
+        A row comes back changed before any other of its session is taken or leaves; one that was reserved, at any time, and
+        then the session is to be linked anew.
         """
         slot = bisect_left(self._rows, row)
         if slot == len(self._rows):
             self._append(row, session)
+        elif row in self._reserved:
+            self._reserved.remove(row)
         else:
             self._link(slot, session)
         self._live[slot] = 1
@@ -114,6 +118,23 @@ class Places:
         self.count -= 1
         self._all = None
         return slot
+
+    def reserve(self, row: int) -> None:
+        """Keep the slot of a row that has left: it may come back."""
+        self._reserved.add(row)
+
+    def release(self, row: int) -> None:
+        """A row that has left will not come back."""
+        self._reserved.discard(row)
+
+    def link(self, session: int, rows: Sequence[int]) -> None:
+        """Say which rows of a session are live, rising, so that each knows the ones beside it."""
+        slots = self.slots_of(rows).tolist()
+        for before, slot, after in zip([NOWHERE, *slots], slots, [*slots[1:], NOWHERE], strict=False):
+            self._before[slot], self._after[slot] = before, after
+        if slots:
+            self._last[session] = slots[-1]
+        self._all = None
 
     def _link(self, slot: int, session: int) -> None:
         """Put a slot between the neighbours it has or had (dancing links, Knuth 2000)."""
@@ -260,12 +281,12 @@ class Places:
 
     def mostly_empty(self) -> bool:
         """Whether it is worth closing the gaps."""
-        empty = len(self._live) - self.count
+        empty = len(self._live) - self.count - len(self._reserved)
         return empty > EMPTY_MAX and 2 * empty > len(self._live)
 
     def renumber(self) -> Slots:
         """Close the gaps; return the slots that were kept, in their order, which are 0, 1, 2 … from now on."""
-        kept = self.live()
+        kept = np.union1d(self.live(), self.slots_of(sorted(self._reserved)))
         new = np.full(len(self._live) + 1, NOWHERE, np.int32)  # one more, for NOWHERE itself
         new[kept] = np.arange(len(kept), dtype=np.int32)
         for name in ("_rows", "_positions", "_speakers", "_occurred", "_importance", "_before", "_after"):
@@ -275,13 +296,13 @@ class Places:
             setattr(self, name, array(old.typecode, values.tobytes()))
         self._last = {session: int(new[slot]) for session, slot in self._last.items()}
         self._facts = bytearray(self.facts(kept).tobytes())
-        self._live = bytearray(b"\1" * len(kept))
+        self._live = bytearray(np.frombuffer(self._live, np.uint8)[kept].tobytes())
         self._all = None
         return kept
 
     def size_bytes(self) -> int:
         """About how much RAM this takes."""
-        return (41 + FACTS_BYTES) * len(self._rows) + 100 * len(self._last) + 300 * len(self._spoken)
+        return (41 + FACTS_BYTES) * len(self._rows) + 60 * len(self._reserved) + 100 * len(self._last) + 300 * len(self._spoken)
 
     def _number(self, speaker: str | None) -> int:
         if speaker is None:

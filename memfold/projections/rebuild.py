@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from memfold.eventstore import reader
+from memfold.eventstore.binding import opening_keys
 from memfold.eventstore.codec import LoggedEvent, event_key
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring, SessionRef
+from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
 from memfold.projections.embeddings import CHUNK_TEXTS, Embeddings, Source
@@ -60,7 +62,7 @@ def replay(database: Database, keyring: Keyring, session_id: str, *, after: int,
     view = View(ref.stream)
     view.own(ref.stream, ref.session_id, ref.user_id, ref.user)
     try:
-        view.fold(event for event in _events(database, keyring, ref) if after < event.row.position <= upto)
+        view.fold(event for event in _events(database, keyring, ref)[0] if after < event.row.position <= upto)
         found = view.table.find(ALL, before=None, after=None, order="oldest", limit=-1, start=None)
         return [memory for memory, _ in found]
     finally:
@@ -124,14 +126,16 @@ def _remake(embeddings: Embeddings, sources: Sequence[Source]) -> list[float]:
 def _sources(database: Database, keyring: Keyring, session_id: str) -> Iterator[Source]:
     """Every living event of a session that has a vector, also those of earlier versions."""
     ref = keyring.find_session(session_id)
-    events = list(_events(database, keyring, ref)) if ref else []
+    events, keys = _events(database, keyring, ref) if ref else ([], {})
     texts = fold.texts(events)
     for row, data in events:
-        if ref and data is not None and row.position in texts:
-            key = event_key(row, tenant=keyring.tenant, wrapping=ref.key)
+        if data is not None and row.position in texts:
+            key = event_key(row, tenant=keyring.tenant, wrapping=keys[wrapping_key_id(row.wrapped_key or b"")])
             yield Source(row.position, row.event_id, key, texts[row.position])
 
 
-def _events(database: Database, keyring: Keyring, ref: SessionRef) -> Iterator[LoggedEvent]:
+def _events(database: Database, keyring: Keyring, ref: SessionRef) -> tuple[list[LoggedEvent], dict[bytes, WrappingKey]]:
+    """All events of a session, and what their keys are wrapped under."""
     rows = reader.read_stream(database, keyring.tenant, ref.stream)
-    return open_rows(rows, keyring.tenant, {ref.key.id: ref.key}, gone_is_erased=False)
+    keys = {ref.key.id: ref.key, **opening_keys(database, keyring, rows)}
+    return list(open_rows(rows, keyring.tenant, keys, gone_is_erased=False)), keys

@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memfold.events import NUMBERS, MemoryForgotten, MemoryMerged, MemoryRemembered, MemoryUpdated
-from memfold.model import Change, ChangeType, Memory, Order
+from memfold.events import (
+    NUMBERS,
+    MemoriesRestored,
+    MemoryForgotten,
+    MemoryMerged,
+    MemoryRemembered,
+    MemoryUpdated,
+    WindowCompressed,
+)
+from memfold.model import Change, ChangeType, Memory, Order, Status
 from memfold.projections import fold
 from memfold.projections.filters import ALL, FUNCTIONS, Condition
 
@@ -27,7 +35,12 @@ _CHANGES: dict[int, ChangeType] = {
     NUMBERS[MemoryUpdated]: "updated",
     NUMBERS[MemoryMerged]: "merged",
     NUMBERS[MemoryForgotten]: "forgotten",
+    NUMBERS[WindowCompressed]: "compressed",
+    NUMBERS[MemoriesRestored]: "restored",
 }
+ACTIVE = Condition("status = 'active'", ())
+"""What is not archived."""
+
 
 # `session` is the number of the memory's session in this view, `type` that of its newest event. `past` holds the earlier
 # versions of memories that were changed, and all versions, without content, of those that were forgotten.
@@ -115,11 +128,20 @@ class Table:
         self._db.execute("DELETE FROM memories WHERE row = ?", (row,))
         self._ready.pop(row, None)
 
+    def set_status(self, rows: Sequence[int], status: Status) -> None:
+        """Say whether memories are archived."""
+        self._db.executemany("UPDATE memories SET status = ? WHERE row = ?", [(status, row) for row in rows])
+        for row in rows:
+            self._ready.pop(row, None)
+
     def keep_past(  # noqa: PLR0917
         self, memory_id: bytes, version: int, type_number: int, at: datetime, position: int, memory: Memory | None
     ) -> None:
-        """Keep a version that is no longer the newest; without `memory`, only that there was one."""
-        blob = None if memory is None else msgspec.msgpack.encode(memory)
+        """Keep a version that is no longer the newest; without `memory`, only that there was one.
+
+        Whether it is archived is said of a memory, not of its versions.
+        """
+        blob = None if memory is None else msgspec.msgpack.encode(msgspec.structs.replace(memory, status="active"))
         self._db.execute(
             "INSERT INTO past VALUES (?, ?, ?, ?, ?, ?)", (memory_id, version, type_number, micros(at), position, blob)
         )
@@ -139,6 +161,11 @@ class Table:
         """A live memory; None if it is not live here."""
         found = self._db.execute(f"SELECT {COLUMNS} FROM memories WHERE id = ?", (memory_id,)).fetchone()
         return Kept(self._memory(found), found[14], found[15], found[16]) if found else None
+
+    def everything(self) -> list[tuple[bytes, Kept]]:
+        """All memories with their ids, archived ones too, in the order they were remembered."""
+        found = self._db.execute(f"SELECT {COLUMNS} FROM memories ORDER BY row")
+        return [(row[0], Kept(self._memory(row), row[14], row[15], row[16])) for row in found]
 
     def equal(self, said: Collection[Said]) -> dict[Said, Memory]:
         """Of each text and speaker the oldest memory that says this, but for space around it, as far as there is one."""
@@ -186,6 +213,10 @@ class Table:
     def of_session(self, number: int) -> list[bytes]:
         """The ids of a session's live memories."""
         return self.ids(Condition("session = ?", (number,)))
+
+    def active_rows(self, number: int) -> list[int]:
+        """The rows of a session's memories that are not archived, rising."""
+        return self.matching(both(ACTIVE, Condition("session = ?", (number,))))
 
     def memories(self, rows: Sequence[int]) -> list[Memory]:
         """The memories in these rows. What was read last is kept ready: an agent asks much the same again."""

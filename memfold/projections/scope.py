@@ -12,11 +12,15 @@ AsOf = int | datetime
 
 
 class Scope(NamedTuple):
-    """The sessions of these names, or all of this user's; with neither, the whole tenant's."""
+    """The sessions of these names, or all of this user's; with neither, the whole tenant's.
+
+    `archived`: what is archived is searched too.
+    """
 
     sessions: tuple[str, ...] | None = None
     user: str | None = None
     as_of: AsOf | None = None
+    archived: bool = False
 
     @property
     def session(self) -> str | None:
@@ -30,6 +34,6 @@ class Scope(NamedTuple):
         return row.position <= self.as_of if isinstance(self.as_of, int) else row.recorded_at <= self.as_of
 
 
-def session_scope(session_id: str, as_of: AsOf | None = None) -> Scope:
+def session_scope(session_id: str, *, archived: bool = False) -> Scope:
     """The scope of one session."""
-    return Scope((session_id,), None, as_of)
+    return Scope((session_id,), archived=archived)

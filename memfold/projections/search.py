@@ -200,7 +200,7 @@ def _rows(view: View, question: Question, where: Condition) -> Rows:
     """The rows that are ranked, and what is looked at besides."""
     places = view.places
     if where != ALL:
-        asked = places.slots_of(view.table.matching(where))
+        asked = places.slots_of(view.table.matching(view.shown(where)))
         return places.among_all(asked) if places.count <= EXACT_MAX else places.around(asked, MIX_REACH)
     if places.count <= EXACT_MAX:
         return places.all()

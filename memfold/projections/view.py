@@ -4,6 +4,9 @@
 gives the same view; a view can be dropped at any time. A view of the past is the same fold, stopped there; what has been
 forgotten since is withheld from it.
 
+An archived memory leaves the words and vectors, and keeps its row: it can be got, found and forgotten, and comes back where it
+stood. A view that `keeps_archived` takes no notice of archiving but for the row's status.
+
 Vectors come later than rows, from outside: the view says which it lacks and is given them.
 
 A view is not safe for several threads at once; `views.Views` lends it to one at a time.
@@ -17,15 +20,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from memfold.events import NUMBERS, MemoryForgotten, MemoryMerged, MemoryRemembered, MemoryUpdated, SessionForgotten
-from memfold.eventstore.codec import LoggedEvent
+from memfold.events import (
+    NUMBERS,
+    MemoriesArchived,
+    MemoriesRefreshed,
+    MemoriesRestored,
+    MemoryForgotten,
+    MemoryMerged,
+    MemoryRemembered,
+    MemoryUpdated,
+    SessionForgotten,
+    WindowCompressed,
+)
+from memfold.eventstore.binding import EventKey
+from memfold.eventstore.codec import LoggedEvent, key_context
 from memfold.eventstore.sealing import WrappingKey, wrapping_key_id
 from memfold.model import Memory
 from memfold.projections import fold
 from memfold.projections.features import text_facts
 from memfold.projections.filters import ALL, Condition
+from memfold.projections.lineage import Changed, Lineage
 from memfold.projections.places import Places
-from memfold.projections.rows import Kept, Owner, Table, both, micros
+from memfold.projections.rows import ACTIVE, Kept, Owner, Table, both, micros
 from memfold.projections.words import Floats, Words
 
 if TYPE_CHECKING:
@@ -33,6 +49,9 @@ if TYPE_CHECKING:
 
 REMEMBERED, UPDATED, MERGED, FORGOTTEN, CLOSED = (
     NUMBERS[event] for event in (MemoryRemembered, MemoryUpdated, MemoryMerged, MemoryForgotten, SessionForgotten)
+)
+COMPRESSED, ARCHIVED, RESTORED, REFRESHED = (
+    NUMBERS[event] for event in (WindowCompressed, MemoriesArchived, MemoriesRestored, MemoriesRefreshed)
 )
 
 
@@ -52,7 +71,7 @@ class View:
     forgotten since. `found_before` holds answers; whoever puts them there may rely on it being emptied by every change.
     """
 
-    def __init__(self, stream: bytes = b"", *, keeps_past: bool = True) -> None:
+    def __init__(self, stream: bytes = b"", *, keeps_past: bool = True, keeps_archived: bool = False) -> None:
         self.stream = stream
         self.version = 0
         self.position = 0
@@ -63,7 +82,10 @@ class View:
         self.words = Words()
         self.places = Places()
         self.vectors: dict[str, VectorIndex] = {}
+        self.keeps_archived = keeps_archived
         self._keeps_past = keeps_past
+        self._lineages: dict[bytes, Lineage] = {}  # of the streams that hold summaries, or anything archived
+        self._hidden = 0  # rows that are archived
         self._owners: dict[bytes, Owner] = {}  # by stream
         self._by_number: list[Owner] = []
         self.table = Table(self._by_number)
@@ -148,29 +170,84 @@ class View:
 
     def insert(self, memory: Memory, owner: Owner, *, row: int, event: LoggedEvent) -> None:
         """Add a memory and its words; `event` is the one that made it what it is."""
-        position = event.row.position
-        self.table.insert(Kept(memory, row, position, event.row.type_number), owner)
+        kept = Kept(memory, row, event.row.position, event.row.type_number)
+        self.table.insert(kept, owner)
+        self._unembedded[row] = (event.row.event_id, event.row.wrapped_key or b"")
+        if self._is_shown(memory):
+            self._show(kept, owner)
+        else:
+            self._hidden += 1
+
+    def remove(self, kept: Kept, owner: Owner) -> None:
+        """Take a memory, its words and its vectors out."""
+        self.table.delete(kept.row)
+        event_id, _ = self._unembedded.pop(kept.row)
+        self.keys.pop(event_id, None)  # what a summary's key is wrapped under
+        if self._is_shown(kept.memory):
+            self._hide(kept, owner)
+        else:
+            self._hidden -= 1
+
+    def _is_shown(self, memory: Memory) -> bool:
+        return self.keeps_archived or memory.status == "active"
+
+    def _show(self, kept: Kept, owner: Owner) -> None:
+        """Let a memory be found by its words, and by its vector once there is one."""
+        memory = kept.memory
         slot = self.places.take(
-            row,
+            kept.row,
             session=owner.number,
-            position=position,
+            position=kept.position,
             speaker=memory.speaker,
             occurred_at=micros(memory.occurred_at),
             importance=memory.importance,
             facts=bytes(text_facts(memory.content)),
         )
-        self._unembedded[row] = (event.row.event_id, event.row.wrapped_key or b"")
         self.words.add(slot, fold.text_of(memory.content, memory.speaker))
 
-    def remove(self, kept: Kept, owner: Owner) -> None:
-        """Take a memory, its words and its vectors out."""
-        memory, row = kept.memory, kept.row
-        self.table.delete(row)
-        slot = self.places.leave(row, session=owner.number, speaker=memory.speaker)
-        self.words.remove(slot, fold.text_of(memory.content, memory.speaker))
+    def _hide(self, kept: Kept, owner: Owner) -> None:
+        slot = self.places.leave(kept.row, session=owner.number, speaker=kept.memory.speaker)
+        self.words.remove(slot, fold.text_of(kept.memory.content, kept.memory.speaker))
         for index in self.vectors.values():
             index.clear(slot)
-        self._unembedded.pop(row, None)
+
+    def lineage(self, stream: bytes) -> Lineage:
+        """What of a session's memories was summarized and archived."""
+        return self._lineages.setdefault(stream, Lineage())
+
+    def summarized(self, stream: bytes) -> Lineage | None:
+        """The same, None if nothing was."""
+        return self._lineages.get(stream)
+
+    def drop_lineage(self, stream: bytes) -> None:
+        """Nothing of this session will come back."""
+        self._lineages.pop(stream, None)
+
+    def archive(self, stream: bytes, memory_ids: Iterable[bytes]) -> None:
+        """Take active memories out of what is searched."""
+        owner = self._owners[stream]
+        found = [kept for kept in map(self.table.current, memory_ids) if kept]
+        self.table.set_status([kept.row for kept in found], "archived")
+        if not self.keeps_archived:
+            self._hidden += len(found)
+            for kept in found:
+                self._hide(kept, owner)
+                self.places.reserve(kept.row)
+
+    def activate(self, stream: bytes, memory_ids: Iterable[bytes]) -> None:
+        """Archived memories come back to where they stood."""
+        owner = self._owners[stream]
+        found = [kept for kept in map(self.table.current, memory_ids) if kept]
+        self.table.set_status([kept.row for kept in found], "active")
+        if found and not self.keeps_archived:
+            self._hidden -= len(found)
+            for kept in found:
+                self._show(kept, owner)
+            self.places.link(owner.number, self.table.active_rows(owner.number))
+
+    def shown(self, where: Condition) -> Condition:
+        """A condition for what this view shows, from one for all it holds."""
+        return both(ACTIVE, where) if self._hidden else where
 
     def retire(self, kept: Kept, owner: Owner, memory_id: bytes, *, keep: bool) -> None:
         """Take a memory out; what it was becomes its past, without content unless `keep`."""
@@ -214,6 +291,23 @@ class View:
         """The key of an event; None if its user's key is not here any more."""
         key = self.keys.get(wrapping_key_id(want.wrapped_key)) if want.wrapped_key else None
         return key.unwrap(want.wrapped_key, context) if key else None
+
+    def event_id(self, row: int) -> bytes:
+        """The id of the event that made a row what it is."""
+        return self._unembedded[row][0]
+
+    def event_key(self, row: int, tenant: int) -> EventKey | None:
+        """The event that made a row what it is, with its key; None if its user's key is not here any more."""
+        event_id, wrapped_key = self._unembedded[row]
+        key = self.keys.get(wrapping_key_id(wrapped_key)) if wrapped_key else None
+        return EventKey(event_id, key.unwrap(wrapped_key, key_context(tenant, event_id))) if key else None
+
+    def bound_to(self, memory_id: bytes, tenant: int) -> list[EventKey]:
+        """What is said of a summary must be bound to: the events its sources were made by. Nothing, if it is no summary."""
+        lineage = self._lineages.get(self.stream)
+        found = [self.table.current(source) for source in (lineage.sources(memory_id) if lineage else ())]
+        keys = [self.event_key(kept.row, tenant) for kept in found if kept]
+        return [key for key in keys if key]
 
     def give(self, model: str, wanted: Sequence[Wanted], vectors: Mapping[int, Floats]) -> None:
         """Set vectors, by position; of rows that have changed since `lacks` told of them, nothing is set."""
@@ -274,9 +368,11 @@ def apply(view: View, event: LoggedEvent) -> None:
     if row.type_number == CLOSED:
         _apply_closed(view, row.stream)
     elif row.memory_id is None:
-        return
+        _apply_of_many(view, event)
     elif row.type_number == REMEMBERED:
         _apply_remembered(view, event, row.memory_id)
+    elif row.type_number == COMPRESSED:
+        _apply_compressed(view, event, row.memory_id)
     elif row.type_number in (UPDATED, MERGED):
         _apply_changed(view, event, row.memory_id)
     elif row.type_number == FORGOTTEN:
@@ -296,12 +392,56 @@ def _apply_remembered(view: View, event: LoggedEvent, memory_id: bytes) -> None:
     view.insert(memory, owner, row=row.position, event=event)
 
 
+def _apply_compressed(view: View, event: LoggedEvent, memory_id: bytes) -> None:
+    row, data = event
+    owner = view.owner(row.stream)
+    if owner is None or not isinstance(data, WindowCompressed):
+        view.was(memory_id, 1, COMPRESSED, row.recorded_at, row.position)  # something it was made from was forgotten since
+        return
+    memory = fold.compressed(
+        data, memory_id=memory_id, session_id=owner.session_id, user_id=owner.user_id, recorded_at=row.recorded_at
+    )
+    view.lineage(row.stream).compress(memory_id, [fold.memory_id_bytes(source) for source in data.sources])
+    view.insert(memory, owner, row=row.position, event=event)
+
+
+def _apply_of_many(view: View, event: LoggedEvent) -> None:
+    """Apply what was said of several memories of a session at once."""
+    row, data = event
+    if row.stream not in view.streams() or not isinstance(data, MemoriesArchived | MemoriesRestored | MemoriesRefreshed):
+        return
+    lineage = view.lineage(row.stream)
+    memory_ids = [fold.memory_id_bytes(memory_id) for memory_id in data.memory_ids]
+    if isinstance(data, MemoriesArchived):
+        summary = fold.memory_id_bytes(data.summary_id) if data.summary_id else None
+        known = [memory_id for memory_id in memory_ids if view.table.current(memory_id)]
+        view.archive(row.stream, lineage.archive(known, summary))
+    elif isinstance(data, MemoriesRefreshed):
+        lineage.refresh(memory_ids, row.recorded_at)
+    else:
+        undone = [fold.memory_id_bytes(summary) for summary in data.undone]
+        changed = lineage.restore(memory_ids, undone, row.recorded_at, row.version)
+        for summary in undone:
+            _undo(view, event, summary)
+        view.activate(row.stream, changed.active)
+
+
+def _undo(view: View, event: LoggedEvent, summary: bytes) -> None:
+    """A summary was undone, be it readable still or not."""
+    owner, live = view.owner(event.row.stream), view.table.current(summary)
+    if owner and live:
+        view.places.release(live.row)
+        view.retire(live, owner, summary, keep=True)
+    view.was(summary, view.table.next_version(summary), RESTORED, event.row.recorded_at, event.row.position)
+
+
 def _apply_changed(view: View, event: LoggedEvent, memory_id: bytes) -> None:
     row, data = event
     owner, live = view.owner(row.stream), view.table.current(memory_id)
     if owner is None or live is None or not isinstance(data, MemoryUpdated | MemoryMerged):
         # Erased: whatever this view still holds of the memory was forgotten too, by a fact that follows.
-        withhold(view, row.stream, memory_id)
+        if not row.sources:
+            withhold(view, row.stream, memory_id)
         view.was(memory_id, view.table.next_version(memory_id), row.type_number, row.recorded_at, row.position)
         return
     view.retire(live, owner, memory_id, keep=True)
@@ -322,16 +462,27 @@ def _apply_closed(view: View, stream: bytes) -> None:
 
 def withhold(view: View, stream: bytes, memory_id: bytes) -> None:
     """Take a memory out that was forgotten, with the content of its past."""
+    lineage = view.summarized(stream)
+    changed = lineage.forget(memory_id) if lineage else Changed([], [])
+    for gone in (memory_id, *changed.dead):
+        _blank(view, stream, gone)
+    if changed.active:
+        view.activate(stream, changed.active)
+    view.withheld[memory_id] = stream
+
+
+def _blank(view: View, stream: bytes, memory_id: bytes) -> None:
     owner, live = view.owner(stream), view.table.current(memory_id)
     if owner and live:
+        view.places.release(live.row)
         view.retire(live, owner, memory_id, keep=False)
-        view.table.blank_past(memory_id)
-    view.withheld[memory_id] = stream
+    view.table.blank_past(memory_id)
 
 
 def withhold_session(view: View, stream: bytes) -> None:
     """Take all memories of a session out that was forgotten."""
     owner = view.owner(stream)
+    view.drop_lineage(stream)
     for memory_id in view.table.of_session(owner.number) if owner else []:
         withhold(view, stream, memory_id)
     view.drop_owner(stream)

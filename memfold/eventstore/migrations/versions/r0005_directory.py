@@ -3,7 +3,7 @@
 from memfold.eventstore.migrations.running import grant, run, run_file
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 TABLES = """
 CREATE TABLE memfold.directory (

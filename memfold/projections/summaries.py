@@ -1,0 +1,62 @@
+"""From a summary down to what it was made from, and from a memory up to what was made from it, within one view."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from memfold.errors import MemoryForgotten
+from memfold.projections.filters import Condition
+from memfold.projections.lookup import id_bytes, live
+from memfold.projections.rows import Kept
+from memfold.projections.view import View
+
+
+def sources_of(view: View, memory_id: str) -> list[Kept]:
+    """What a summary was made from, in reading order; none, if it is no summary. Raises as `lookup.live`."""
+    live(view, memory_id)
+    lineage = view.summarized(view.stream)
+    return _kept(view, lineage.sources(id_bytes(memory_id)) if lineage else ())
+
+
+def derived_from(view: View, memory_id: str) -> list[Kept]:
+    """The summaries that were made from a memory directly, oldest first. Raises as `lookup.live`."""
+    live(view, memory_id)
+    lineage = view.summarized(view.stream)
+    return _kept(view, lineage.derived_from(id_bytes(memory_id)) if lineage else ())
+
+
+def rows_among(found: list[Kept]) -> Condition:
+    """These memories and no others."""
+    return Condition(f"(row IN ({', '.join('?' * len(found))}))", tuple(kept.row for kept in found))
+
+
+class Restoring(NamedTuple):
+    """What is to be brought back, and which summaries are to be undone for it."""
+
+    memory_ids: list[bytes]
+    undone: list[bytes]
+
+
+def to_restore(view: View, memory_ids: Iterable[str]) -> Restoring:
+    """What bringing memories back takes: what is archived comes back; a summary that is not is undone, with those made from it.
+
+    Raises as `lookup.live`.
+    """
+    restoring, lineage = Restoring([], []), view.summarized(view.stream)
+    for text in memory_ids:
+        live(view, text)
+        memory_id = id_bytes(text)
+        if lineage and lineage.is_archived(memory_id):
+            restoring.memory_ids.append(memory_id)
+        elif lineage and lineage.is_summary(memory_id):
+            undone = [memory_id, *lineage.above(memory_id)]
+            restoring.undone.extend(undone)
+            restoring.memory_ids.extend(source for summary in undone for source in lineage.sources(summary))
+    undone = list(dict.fromkeys(restoring.undone))
+    return Restoring([each for each in dict.fromkeys(restoring.memory_ids) if each not in undone], undone)
+
+
+def _kept(view: View, memory_ids: "tuple[bytes, ...] | list[bytes]") -> list[Kept]:
+    found = [kept for kept in map(view.table.current, memory_ids) if kept]
+    if len(found) < len(memory_ids):
+        raise MemoryForgotten("of a summary's sources")
+    return found
