@@ -19,10 +19,10 @@ from memfold.errors import CorruptEvent, MemfoldError, StoreUnavailable
 from memfold.events import NUMBERS, TYPES, SessionForgotten
 from memfold.eventstore import derived, parking, reader, spine
 from memfold.eventstore.append import RACES, RACES_MAX
+from memfold.eventstore.binding import opening_keys
 from memfold.eventstore.codec import Row
 from memfold.eventstore.database import Connection, Database, Lease, Lost, blames_values
 from memfold.eventstore.keyring import Keyring
-from memfold.eventstore.sealing import wrapping_key_id
 from memfold.eventstore.spine import Header
 from memfold.eventstore.tail import Tail
 from memfold.projections.loading import open_rows
@@ -257,7 +257,7 @@ class Projector:
     def _opened(self, headers: Sequence[Header]) -> tuple[list[Fact], list[Poison]]:
         """Events with the content that is needed, in order; of a stream, none from the first that does not open."""
         rows = self._rows([header for header in headers if header.type_number in self._projection.opens])
-        keys = self._keyring.wrapping_keys({wrapping_key_id(row.wrapped_key) for row in rows.values() if row.wrapped_key})
+        keys = opening_keys(self._database, self._keyring, rows.values())
         facts: list[Fact] = []
         poisoned: dict[bytes, Poison] = {}
         for header in headers:

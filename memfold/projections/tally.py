@@ -101,15 +101,17 @@ class Windows:
         header, data = fact
         if header.type_number == FORGOTTEN and header.memory_id:
             changed = self._lineage.forget(header.memory_id)
-            self._drop([header.memory_id, *changed.dead])
+            self._drop({header.memory_id, *changed.dead})
+            self._release({header.memory_id, *changed.dead})
         elif isinstance(data, WindowCompressed):
             self._compress(header, data)
         elif isinstance(data, MemoriesArchived):
             self._archive(header, data, fates)
         elif isinstance(data, MemoriesRestored):
             named = ids_of(data.memory_ids)
-            changed = self._lineage.restore(named, header.recorded_at, header.version)
-            self._drop([*named, *changed.dead])
+            changed = self._lineage.restore(named, ids_of(data.undone), header.recorded_at, header.version)
+            self._drop(set(changed.dead))
+            self._release({*named, *changed.dead})
 
     def _compress(self, header: Header, data: WindowCompressed) -> None:
         if header.memory_id is None:
@@ -142,14 +144,16 @@ class Windows:
             return False
         return not fate.is_summary or memory_id in self._positions
 
-    def _drop(self, memory_ids: Iterable[bytes]) -> None:
-        """Nothing keeps these archived any more; summaries among them are gone."""
-        gone = frozenset(memory_ids)
-        for memory_id in gone & self._positions.keys():
-            del self._windows[self._positions.pop(memory_id)]
+    def _drop(self, summaries: set[bytes]) -> None:
+        """These summaries are gone."""
+        for summary in summaries & self._positions.keys():
+            del self._windows[self._positions.pop(summary)]
+
+    def _release(self, memory_ids: set[bytes]) -> None:
+        """Nothing keeps these archived any more."""
         for window in list(self._windows.values()):
-            if not gone.isdisjoint(window.archived):
-                self._put(window._replace(archived=window.archived - gone))
+            if not memory_ids.isdisjoint(window.archived):
+                self._put(window._replace(archived=window.archived - memory_ids))
 
     def _put(self, window: Window) -> None:
         if window.summary is None and not window.archived:
