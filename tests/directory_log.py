@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from random import Random
 from uuid import UUID
 
 from memfold import MemoryStore
@@ -191,6 +192,34 @@ class Log:
     def forget_session(self, name: str) -> None:
         self.store.forget_session(name)
         self.sessions.pop(name, None)
+
+
+def step(log: Log, rand: Random, names: str = "abc") -> None:
+    """One more thing happens to one of some sessions."""
+    name = rand.choice(names)
+    session = log.sessions.get(name)
+    if session is None or not session.memories or rand.random() < 0.25:
+        log.remember(name, rand.randint(1, 4))
+        return
+    living, active = session.living(), session.active()
+    some = rand.sample(living, min(len(living), rand.randint(1, 3)))
+    kind = rand.choice(("compress", "compress", "fade", "restore", "forget", "forget", "change", "refresh", "end"))
+    if kind == "compress" and active:
+        log.compress(
+            name, rand.sample(active, min(len(active), rand.randint(1, 4))), (rand.randint(10, 99), rand.randint(1, 9))
+        )
+    elif kind == "fade":
+        log.fade(name, some)
+    elif kind == "restore":
+        log.restore(name, some, rand.sample(list(session.every), min(len(session.every), rand.randint(0, 2))))
+    elif kind == "forget":
+        log.forget(name, rand.choice(living))
+    elif kind == "change":
+        log.change(name, rand.choice(session.memories), merge=rand.random() < 0.5)
+    elif kind == "refresh":
+        log.refresh(name, some)
+    elif kind == "end" and rand.random() < 0.1:
+        log.forget_session(name)
 
 
 def compressed(sources: list[bytes], before: int = 100, after: int = 20) -> WindowCompressed:

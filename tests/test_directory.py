@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from directory_log import BEGINNING, Log, texts
+from directory_log import BEGINNING, Log, step, texts
 
 from memfold.errors import KeyUnavailable, StoreUnavailable
 from memfold.events import MemoriesArchived, MemoryRemembered
@@ -27,34 +27,6 @@ def log(store, server_url):
 
 def soon():
     return time.monotonic() + 30
-
-
-def step(log, rand):
-    """One more thing happens to one of three sessions."""
-    name = rand.choice("abc")
-    session = log.sessions.get(name)
-    if session is None or not session.memories or rand.random() < 0.25:
-        log.remember(name, rand.randint(1, 4))
-        return
-    living, active = session.living(), session.active()
-    some = rand.sample(living, min(len(living), rand.randint(1, 3)))
-    kind = rand.choice(("compress", "compress", "fade", "restore", "forget", "forget", "change", "refresh", "end"))
-    if kind == "compress" and active:
-        log.compress(
-            name, rand.sample(active, min(len(active), rand.randint(1, 4))), (rand.randint(10, 99), rand.randint(1, 9))
-        )
-    elif kind == "fade":
-        log.fade(name, some)
-    elif kind == "restore":
-        log.restore(name, some, rand.sample(list(session.every), min(len(session.every), rand.randint(0, 2))))
-    elif kind == "forget":
-        log.forget(name, rand.choice(living))
-    elif kind == "change":
-        log.change(name, rand.choice(session.memories), merge=rand.random() < 0.5)
-    elif kind == "refresh":
-        log.refresh(name, some)
-    elif kind == "end" and rand.random() < 0.1:
-        log.forget_session(name)
 
 
 def test_a_directory_kept_in_batches_of_any_size_is_the_one_rebuilt_from_the_first_event(log, rand):
