@@ -541,8 +541,8 @@ class MemoryStore:
         What has been forgotten since is not in it; `.withheld` says how many that are.
 
         What is archived, because a summary stands for it or because it faded, is not looked at unless `include_archived`;
-        `sources` leads from a summary to what it was made from. With `refresh`, what is found counts as used: for fading, its age
-        counts from now. That is an event in each session it was found in.
+        `sources` leads from a summary to what it was made from. With `refresh`, what is found counts as used: for fading, it
+        is as old as this recall. That is an event in each session it was found in.
 
         They are found by meaning and by words; a score means the same for every query. `ranking` is "learned" (a linear ranker
         over features with names) or "fixed" (a mix of a few weights). With `explain`, `parts` says what each score is made of.
