@@ -1,4 +1,4 @@
-"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls pays nothing for it."""
+"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls pays nothing."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
