@@ -273,3 +273,38 @@ def test_histories_drawn_at_random_fold_alike_and_leave_no_summary_of_what_was_f
             expected = [(hit.memory, hit.score) for hit in fresh.recall(query, limit=100, ranking="fixed", **scope)]
             for each in (store, other):
                 assert [(hit.memory, hit.score) for hit in each.recall(query, limit=100, ranking="fixed", **scope)] == expected
+
+
+def test_counts_tell_summaries_from_memories(store, turns):
+    summary = summarize(store, turns[:5])
+    store.remember("one more", session_id="s", category="fact")
+    for stats in (store.stats("s"), store.stats()):
+        assert (stats.memories, stats.summaries, stats.archived, stats.forgotten) == (11, 1, 5, 0)
+        assert (stats.tokens_before, stats.tokens_after, stats.compression_ratio) == (100, 10, 0.1)
+        assert stats.growth == ()
+    stats = store.stats("s", days=2)
+    assert sum(day.events for day in stats.growth) == 13
+    assert all(day.bytes > 0 for day in stats.growth)
+    assert {name: each.memories for name, each in stats.categories.items()} == {"": 10, "fact": 1, "summary": 1}
+    assert stats.categories["fact"].bytes == len("one more")
+    store.forget(summary)
+    stats = store.stats("s")
+    assert (stats.memories, stats.summaries, stats.archived, stats.forgotten) == (11, 0, 0, 0)
+    assert (stats.tokens_before, stats.compression_ratio) == (0, None)
+    assert store.sessions().sessions[0].memories == 11
+
+
+def test_limits_near_their_end_are_told(store, turns):
+    store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 12}})
+    assert store.stats("s").near_limits == ("session_memories_max",)
+    store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 13}})
+    assert store.stats("s").near_limits == ()
+
+
+def test_what_a_recall_refreshes_counts_from_there(store, turns):
+    found = store.recall("violin", session_id="s", refresh=True, limit=2)
+    with store._views.session("s") as view:
+        assert set(view.lineage(view.stream).refreshed) == {bytes.fromhex(hit.memory.id.replace("-", "")) for hit in found}
+    assert [event.type for event in store.events()][-1] == "MemoriesRefreshed"
+    assert store.recall("violin", session_id="s", limit=2) == found
+    assert_same_when_folded_anew(store)

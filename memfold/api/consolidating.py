@@ -1,10 +1,11 @@
-"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls pays nothing."""
+"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls does not pay."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from memfold import rules
+from memfold.api.statistics import Statistics
 from memfold.audit.erasure import Forgetter
 from memfold.consolidator.consolidator import Consolidator
 from memfold.consolidator.extractive import ExtractiveSummarizer
@@ -55,6 +56,7 @@ class Consolidating:
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
         self.directory = Directory(database, keyring.tenant)
         self.projector = Projector(database, keyring, self.directory, clock=clock)
+        self.statistics = Statistics(database, keyring, parts.views, self.directory, self.projector, book=self.book)
         consolidator = Consolidator(
             *(database, keyring, parts.views, parts.committer, parts.forgetter),
             book=self.book,

@@ -19,9 +19,84 @@ ENGLISH_SHARE = 0.1  # of the words of a text in English; other languages have a
 _END = re.compile(r"[.!?…؟।]+[\"'”’»)\]*_]*(?=\s)|[。！？｡]+[」』”’）]*|\s(?=\[[^\[\]]*\]\s*$)")
 LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _ABBREVIATIONS = frozenset(
-    """al approx apt asst ave bldg blvd ca capt cf col comm corp dept dr ed eds eg esp est etc ex fig gen gov hon hr ie inc
-    jr lt ltd maj mr mrs ms mt no nos nr op pp pres prof rep rev sen sgt sr st tel univ vol vs
-    jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun""".split()
+    [
+        "al",
+        "approx",
+        "apt",
+        "asst",
+        "ave",
+        "bldg",
+        "blvd",
+        "ca",
+        "capt",
+        "cf",
+        "col",
+        "comm",
+        "corp",
+        "dept",
+        "dr",
+        "ed",
+        "eds",
+        "eg",
+        "esp",
+        "est",
+        "etc",
+        "ex",
+        "fig",
+        "gen",
+        "gov",
+        "hon",
+        "hr",
+        "ie",
+        "inc",
+        "jr",
+        "lt",
+        "ltd",
+        "maj",
+        "mr",
+        "mrs",
+        "ms",
+        "mt",
+        "no",
+        "nos",
+        "nr",
+        "op",
+        "pp",
+        "pres",
+        "prof",
+        "rep",
+        "rev",
+        "sen",
+        "sgt",
+        "sr",
+        "st",
+        "tel",
+        "univ",
+        "vol",
+        "vs",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "sept",
+        "oct",
+        "nov",
+        "dec",
+        "mon",
+        "tue",
+        "tues",
+        "wed",
+        "thu",
+        "thur",
+        "thurs",
+        "fri",
+        "sat",
+        "sun",
+    ]
 )
 _LAST_WORD = re.compile(r"(?:^|[\s(\[\"'“‘])([^\s(\[\"'“‘]+)\.\Z")
 _ITEM = re.compile(r"[0-9]{1,3}|[a-zA-Z]")
@@ -30,14 +105,56 @@ _ENDING = re.compile(r"[\s.!,;:…。、；，：-]+\Z")
 _CODE = re.compile(r"[{}=<>|\\`_;]|://|\w\(")
 _NO_WORD = re.compile(r"[\W_]+")
 
-_ENGLISH = frozenset("the and to of you my it that is with for have this but are".split())
+_ENGLISH = frozenset(["the", "and", "to", "of", "you", "my", "it", "that", "is", "with", "for", "have", "this", "but", "are"])
 # What an English headline leaves out: articles, forms of be, and what is said for emphasis or to keep a conversation going.
 _UNSAID = frozenset(
-    """a an the is are was were be been it's that's there's
-    hey hi hello wow whoa yeah yep yes ok okay oh ah aw aww haha lol um uh anyway
-    so really very just totally definitely absolutely actually basically literally super also""".split()
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "it's",
+        "that's",
+        "there's",
+        "hey",
+        "hi",
+        "hello",
+        "wow",
+        "whoa",
+        "yeah",
+        "yep",
+        "yes",
+        "ok",
+        "okay",
+        "oh",
+        "ah",
+        "aw",
+        "aww",
+        "haha",
+        "lol",
+        "um",
+        "uh",
+        "anyway",
+        "so",
+        "really",
+        "very",
+        "just",
+        "totally",
+        "definitely",
+        "absolutely",
+        "actually",
+        "basically",
+        "literally",
+        "super",
+        "also",
+    ]
 )
-_UNSAID_FIRST = _UNSAID | frozenset("i i'm i've well".split())  # the line says who speaks
+_UNSAID_FIRST = _UNSAID | frozenset(["i", "i'm", "i've", "well"])  # the line says who speaks
 _NEGATION = re.compile(r"(?:not|no|never|nor|neither|cannot|without|.+n['’]t)\Z", re.IGNORECASE)
 
 
