@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memfold.api.aio import AsyncMemoryStore
     from memfold.api.store import MemoryStore
-    from memfold.embedding import CrossEncoderReranker, Embedder, Reranker, SentenceTransformerEmbedder
+    from memfold.consolidator.extractive import ExtractiveSummarizer
+    from memfold.consolidator.llm import LLMSummarizer
+    from memfold.consolidator.summarizer import Source, Summarizer, Summary, Usage, Window
+    from memfold.embedding import (
+        CrossEncoderReranker,
+        Embedder,
+        Reranker,
+        SentenceTransformerEmbedder,
+    )
     from memfold.errors import (
         Contended,
         CorruptEvent,
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
         MemoryForgotten,
         MemoryNotFound,
         ModelFileError,
+        PolicyError,
         RankingFileError,
         RerankerFailed,
         SchemaTooNew,
@@ -36,25 +45,34 @@ if TYPE_CHECKING:
         SettingsError,
         StoreClosed,
         StoreUnavailable,
+        SummarizerFailed,
         VersionConflict,
     )
     from memfold.eventstore.keyservice import KeyService
     from memfold.minilm import MiniLMEmbedder, StaticEmbedder
     from memfold.model import (
         UNSET,
+        CategoryStats,
         Change,
+        CompressedWindow,
+        Consolidation,
         Context,
+        DayStats,
         Erasure,
+        FailedWindow,
         Memory,
         NewMemory,
         Page,
+        ParkedWork,
         Recollection,
         Recollections,
         Session,
+        SessionConsolidation,
         SessionPage,
         Stats,
         StoredEvent,
     )
+    from memfold.policies import Effective, Fading, Keep, Policy, Retention, Windows
     from memfold.settings import Settings
 
 __version__ = "0.1.0"
@@ -62,54 +80,62 @@ __version__ = "0.1.0"
 _HOMES = {
     "memfold.api.aio": ("AsyncMemoryStore",),
     "memfold.api.store": ("MemoryStore",),
-    "memfold.eventstore.keyservice": ("KeyService",),
+    "memfold.consolidator.extractive": ("ExtractiveSummarizer",),
+    "memfold.consolidator.llm": ("LLMSummarizer",),
+    "memfold.consolidator.summarizer": ("Source", "Summarizer", "Summary", "Usage", "Window"),
     "memfold.embedding": ("CrossEncoderReranker", "Embedder", "Reranker", "SentenceTransformerEmbedder"),
-    "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
-    "memfold.settings": ("Settings",),
-    "memfold.model": (
-        *("UNSET", "Change", "Context", "Erasure", "Memory", "NewMemory", "Page", "Recollection", "Recollections"),
-        *("Session", "SessionPage", "Stats", "StoredEvent"),
-    ),
     "memfold.errors": (
-        *("Contended", "CorruptEvent", "DataFolderVersion", "DatabaseUnsuitable", "EmbeddedServerError", "FilterError"),
-        *("ForkedStore", "IdempotencyConflict", "InvalidMemory", "InvalidQuery", "KeyUnavailable", "MemfoldError"),
-        *("MemoryForgotten", "MemoryNotFound", "SchemaTooNew", "SessionOwnerConflict", "SettingsError", "StoreClosed"),
-        *(
-            "StoreUnavailable",
-            "VersionConflict",
-            "EmbedderFailed",
-            "EmbeddingTimeout",
-            "ModelFileError",
-            "RankingFileError",
-            "RerankerFailed",
-            "ScopeTooLarge",
-        ),
+        *("Contended", "CorruptEvent", "DataFolderVersion", "DatabaseUnsuitable", "EmbeddedServerError", "EmbedderFailed"),
+        *("EmbeddingTimeout", "FilterError", "ForkedStore", "IdempotencyConflict", "InvalidMemory", "InvalidQuery"),
+        *("KeyUnavailable", "MemfoldError", "MemoryForgotten", "MemoryNotFound", "ModelFileError", "PolicyError"),
+        *("RankingFileError", "RerankerFailed", "SchemaTooNew", "ScopeTooLarge", "SessionOwnerConflict", "SettingsError"),
+        *("StoreClosed", "StoreUnavailable", "SummarizerFailed", "VersionConflict"),
     ),
+    "memfold.eventstore.keyservice": ("KeyService",),
+    "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
+    "memfold.model": (
+        *("UNSET", "CategoryStats", "Change", "CompressedWindow", "Consolidation", "Context"),
+        *("DayStats", "Erasure", "FailedWindow", "Memory", "NewMemory", "Page"),
+        *("ParkedWork", "Recollection", "Recollections", "Session", "SessionConsolidation", "SessionPage"),
+        *("Stats", "StoredEvent"),
+    ),
+    "memfold.policies": ("Effective", "Fading", "Keep", "Policy", "Retention", "Windows"),
+    "memfold.settings": ("Settings",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "UNSET",
     "AsyncMemoryStore",
+    "CategoryStats",
     "Change",
+    "CompressedWindow",
+    "Consolidation",
     "Contended",
     "Context",
     "CorruptEvent",
     "CrossEncoderReranker",
     "DataFolderVersion",
     "DatabaseUnsuitable",
+    "DayStats",
+    "Effective",
     "EmbeddedServerError",
     "Embedder",
     "EmbedderFailed",
     "EmbeddingTimeout",
     "Erasure",
+    "ExtractiveSummarizer",
+    "Fading",
+    "FailedWindow",
     "FilterError",
     "ForkedStore",
     "IdempotencyConflict",
     "InvalidMemory",
     "InvalidQuery",
+    "Keep",
     "KeyService",
     "KeyUnavailable",
+    "LLMSummarizer",
     "MemfoldError",
     "Memory",
     "MemoryForgotten",
@@ -119,25 +145,37 @@ __all__ = [
     "ModelFileError",
     "NewMemory",
     "Page",
+    "ParkedWork",
+    "Policy",
+    "PolicyError",
     "RankingFileError",
     "Recollection",
     "Recollections",
     "Reranker",
     "RerankerFailed",
+    "Retention",
     "SchemaTooNew",
     "ScopeTooLarge",
     "SentenceTransformerEmbedder",
     "Session",
+    "SessionConsolidation",
     "SessionOwnerConflict",
     "SessionPage",
     "Settings",
     "SettingsError",
+    "Source",
     "StaticEmbedder",
     "Stats",
     "StoreClosed",
     "StoreUnavailable",
     "StoredEvent",
+    "Summarizer",
+    "SummarizerFailed",
+    "Summary",
+    "Usage",
     "VersionConflict",
+    "Window",
+    "Windows",
 ]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from memfold.api.opening import MasterKey, Target
 from memfold.api.store import MemoryStore, utc_now
+from memfold.consolidator.summarizer import Summarizer
 from memfold.embedding import Embedder, Reranker
 from memfold.model import StoredEvent
 from memfold.projections.counting import CountTokens
@@ -55,9 +56,11 @@ class AsyncMemoryStore:
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
         reranker: Reranker | None = None,
+        summarizer: Summarizer | None = None,
     ) -> None:
         options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
         options |= {"count_tokens": count_tokens, "ranking_weights": ranking_weights, "reranker": reranker}
+        options["summarizer"] = summarizer
         self._store = MemoryStore(target, settings=settings, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 
@@ -92,6 +95,15 @@ class AsyncMemoryStore:
     count = _forward(MemoryStore.count)
     recall = _forward(MemoryStore.recall)
     context = _forward(MemoryStore.context)
+    consolidate = _forward(MemoryStore.consolidate)
+    set_policy = _forward(MemoryStore.set_policy)
+    policy = _forward(MemoryStore.policy)
+    policies = _forward(MemoryStore.policies)
+    parked = _forward(MemoryStore.parked)
+    retry_parked = _forward(MemoryStore.retry_parked)
+    sources = _forward(MemoryStore.sources)
+    derived_from = _forward(MemoryStore.derived_from)
+    restore = _forward(MemoryStore.restore)
     history = _forward(MemoryStore.history)
     sessions = _forward(MemoryStore.sessions)
     stats = _forward(MemoryStore.stats)
