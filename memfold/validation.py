@@ -25,6 +25,7 @@ TAGS_MAX = 64
 BATCH_MAX = 10_000
 BATCH_BYTES_MAX = 64 * 1024 * 1024
 LIMIT_MAX = 10_000
+DAYS_MAX = 3_653  # ten years
 WAIT_S_MAX = 1e9
 SESSIONS_MAX = 10_000
 INTEGER_MAX = 2**63 - 1
@@ -284,8 +285,8 @@ def ranking(value: object) -> Ranking:
 
 def days(value: object) -> int:
     """How many days to look back: up to ten years."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 3_653:
-        raise InvalidQuery("days", "must be a whole number from 0 to 3,653")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= DAYS_MAX:
+        raise InvalidQuery("days", f"must be a whole number from 0 to {DAYS_MAX:,}")
     return value
 
 

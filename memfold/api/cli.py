@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import msgspec
 import typer
 
+from memfold.api import cli_consolidate
 from memfold.api.cli_options import (
     AFTER,
     AS_OF,
@@ -27,6 +28,7 @@ from memfold.api.cli_options import (
     FAILED,
     ID,
     IMPORTANCE,
+    INCLUDE_ARCHIVED,
     INTERRUPTED,
     ISO,
     LIMIT,
@@ -53,7 +55,7 @@ from memfold.api.cli_options import (
 from memfold.errors import MemfoldError
 from memfold.model import UNSET, Embedding
 from memfold.settings import Settings, environment
-from memfold.validation import LIMIT_MAX
+from memfold.validation import DAYS_MAX, LIMIT_MAX
 
 if TYPE_CHECKING:
     from memfold.api.store import MemoryStore
@@ -147,6 +149,8 @@ def recall(
     where: WHERE = None,
     before: BEFORE = None,
     after: AFTER = None,
+    include_archived: INCLUDE_ARCHIVED = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="What is found counts as used: it fades later.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each score is made of.")] = False,
 ) -> None:
     """Find what answers a question, best first."""
@@ -161,6 +165,8 @@ def recall(
             where=where,
             before=before,
             after=after,
+            include_archived=include_archived,
+            refresh=refresh,
             explain=explain,
         )
     call.show(found)
@@ -180,6 +186,7 @@ def context(
     where: WHERE = None,
     before: BEFORE = None,
     after: AFTER = None,
+    include_archived: INCLUDE_ARCHIVED = False,
 ) -> None:
     """Print what of memory goes into a prompt."""
     with call.store() as store:
@@ -192,6 +199,7 @@ def context(
             where=where,
             before=before,
             after=after,
+            include_archived=include_archived,
         )
     if call.as_json:
         call.show(found)
@@ -209,6 +217,7 @@ def find(
     where: WHERE = None,
     before: BEFORE = None,
     after: AFTER = None,
+    include_archived: INCLUDE_ARCHIVED = False,
     order: Annotated[Direction, typer.Option(metavar="newest|oldest", help="Which come first.")] = Direction.newest,
     limit: LIMIT = 100,
     cursor: CURSOR = None,
@@ -222,6 +231,7 @@ def find(
             where=where,
             before=before,
             after=after,
+            include_archived=include_archived,
             order="oldest" if order is Direction.oldest else "newest",
             limit=limit,
             cursor=cursor,
@@ -289,6 +299,12 @@ def history(call: Call, memory_id: ID) -> None:
     with call.store() as store:
         changes = store.history(memory_id)
     call.show(changes)
+
+
+# --- consolidating -----------------------------------------------------------------------------------------------------------
+
+for each in cli_consolidate.COMMANDS:
+    command(each)
 
 
 # --- importing ---------------------------------------------------------------------------------------------------------------
@@ -460,13 +476,16 @@ def stats(
     session: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of this session only. Default: the whole tenant.")
     ] = None,
+    days: Annotated[
+        int, typer.Option(min=0, max=DAYS_MAX, metavar="COUNT", help="Also what was appended on each of the last days.")
+    ] = 0,
 ) -> None:
-    """Count sessions, users, memories, events.
+    """Count sessions, users, memories, summaries, events.
 
     Sizes are in bytes; views are what this very command held in memory.
     """
     with call.store() as store:
-        counts = store.stats(session)
+        counts = store.stats(session, days=days)
     call.show(counts)
 
 

@@ -114,7 +114,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
-    return app.command(function.__name__.rstrip("_"))(run)  # import_: import is a keyword
+    name = function.__name__.rstrip("_").replace("_", "-")  # import_: import is a keyword
+    return app.command(name)(run)
 
 
 @contextmanager
@@ -226,6 +227,9 @@ BEFORE = Annotated[
 ]
 AFTER = Annotated[
     datetime | None, typer.Option(parser=moment, metavar="TIME", help=f"Only what occurred at or after this time: {ISO}.")
+]
+INCLUDE_ARCHIVED = Annotated[
+    bool, typer.Option("--include-archived", help="Also what is archived: summaries stand for it, or it faded.")
 ]
 LIMIT = Annotated[int, typer.Option(min=1, max=LIMIT_MAX, metavar="COUNT", help=f"How many at most, 1 to {LIMIT_MAX:,}.")]
 CURSOR = Annotated[str | None, typer.Option(metavar="CURSOR", help="Where to go on, as the page before said.")]

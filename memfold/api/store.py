@@ -744,7 +744,7 @@ class MemoryStore:
         """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included."""
         self._check()
         session_id = None if session_id is None else validation.session(session_id)
-        since = self._clock() - timedelta(days=validation.days(days)) if days else None
+        since = self._clock() - timedelta(days=days) if validation.days(days) else None
         return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since)
 
     def events(self, after: int = 0, *, session_id: str | None = None) -> Iterator[StoredEvent]:
