@@ -200,11 +200,10 @@ class Stats(Discreet, frozen=True, kw_only=True):
     process, `query_hit_rate` is the share whose query's vector was there already, `recall_hit_rate` the share that was
     answered without a search, for nothing had changed since the same question; in [0, 1], None before the first.
 
-    `memories` were remembered and not forgotten, archived or not; `summaries` live beside them, and `archived` counts what
-    is out of default recall, summaries too. `tokens_before` are those of what living summaries were made from,
-    `tokens_after` their own, `compression_ratio` the second by the first. `growth` is what was appended day by day, if days
-    were asked for. Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used
-    to 80 %.
+    `memories` were remembered and not forgotten, archived or not; `summaries` live beside them, and `archived` counts what is
+    out of default recall, summaries too. `tokens_before` are those of what living summaries were made from, `tokens_after`
+    their own, `compression_ratio` the second by the first. `growth` is what was appended day by day, if days were asked for.
+    Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used to 80 %.
     """
 
     shown = (

@@ -308,3 +308,19 @@ def test_what_a_recall_refreshes_counts_from_there(store, turns):
     assert [event.type for event in store.events()][-1] == "MemoriesRefreshed"
     assert store.recall("violin", session_id="s", limit=2) == found
     assert_same_when_folded_anew(store)
+
+
+def test_what_a_user_may_hold_is_kept_over_all_sessions(make_store):
+    store = make_store()
+    for session in ("one", "two"):
+        store.remember_many([f"{session} {number}" for number in range(6)], session_id=session, user_id="u")
+    store.remember_many(["other"] * 20, session_id="three", user_id="v")
+    store.set_policy({"keep": {"newest": 1}, "retention": {"user_memories_max": 8}, "windows": {"enabled": False}})
+    dry = store.consolidate(dry_run=True)
+    assert sum(len(session.expired) for session in dry.sessions if session.session_id != "three") == 4
+    store.consolidate()
+    assert (store.count(user_id="u"), store.count("one"), store.count("two")) == (8, 2, 6)
+    assert store.count(user_id="v") == 8
+    store.set_policy({"keep": {"newest": 1}, "retention": {"user_bytes_max": 12}, "windows": {"enabled": False}})
+    store.consolidate()
+    assert (store.count("one"), store.count("two")) == (1, 1)

@@ -9,6 +9,7 @@ from memfold.api.statistics import Statistics
 from memfold.audit.erasure import Forgetter
 from memfold.consolidator.consolidator import Consolidator
 from memfold.consolidator.extractive import ExtractiveSummarizer
+from memfold.consolidator.limits import UserLimits
 from memfold.consolidator.llm import from_environment
 from memfold.consolidator.policybook import PolicyBook
 from memfold.consolidator.running import Ask, Progress, Runner
@@ -65,8 +66,10 @@ class Consolidating:
             clock=clock,
             retries_max=parts.settings.retries_max,
         )
+        limits = UserLimits(keyring, self.directory, parts.forgetter, self.book, consolidator.look)
         self.runner = Runner(
             *(database, keyring, consolidator, self.directory, self.projector),
+            limits=limits,
             book=self.book,
             caps=caps_of(parts.settings),
             clock=clock,

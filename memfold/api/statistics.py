@@ -1,4 +1,4 @@
-"""What `stats` says beyond the log's counts: what was summarized and archived, how the store grows, which limits are near."""
+"""What `stats` says beyond the log's own counts: what was summarized and archived, how a store grows, what limits are near."""
 
 import time
 from collections.abc import Sequence
