@@ -5,7 +5,7 @@ Limits are generous for a memory and small for a log: what is larger belongs in 
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -297,6 +297,13 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def callback(name: str, value: Callable[..., None] | None) -> Callable[..., None] | None:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        raise InvalidQuery(name, f"is {type(value).__name__}: give a function, or None")
+    return value
+
+
 def memory_ids(value: object) -> list[str]:
     """One memory's id, or those of several; what they lead to is looked at later."""
     if isinstance(value, str):
@@ -306,6 +313,8 @@ def memory_ids(value: object) -> list[str]:
     ids = list(value)
     if len(ids) > LIMIT_MAX:
         raise InvalidQuery("memory_ids", f"are more than {LIMIT_MAX:,}: give fewer at a time")
+    if not all(isinstance(each, str) for each in ids):
+        raise InvalidQuery("memory_ids", "hold something that is no id: ids are strings")
     return ids
 
 
