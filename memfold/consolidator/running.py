@@ -154,7 +154,7 @@ class Runner:
         if ref is None:
             return None
         now = self._clock()
-        noted = {each.key: each for each in self._directory.parked() if each.stream == ref.stream}
+        noted = {each.key: each for each in self._directory.parked(stream=ref.stream)}
         waiting = {key for key, each in noted.items() if each.parked or (each.next_at and each.next_at > now)}
         done = self._consolidator.session(
             session_id,
