@@ -242,7 +242,7 @@ class CompressedWindow(Discreet, frozen=True, kw_only=True):
     in one without summaries.
     """
 
-    shown = ("memory_ids", "level", "tokens_before", "tokens_after", "summary_id")
+    shown = ("memories", "level", "tokens_before", "tokens_after", "summary_id")
 
     memory_ids: tuple[str, ...]
     level: int
@@ -250,6 +250,11 @@ class CompressedWindow(Discreet, frozen=True, kw_only=True):
     tokens_after: int
     summary_id: str | None
     text: str | None
+
+    @property
+    def memories(self) -> int:
+        """How many it is made of."""
+        return len(self.memory_ids)
 
 
 class FailedWindow(Discreet, frozen=True, kw_only=True):
@@ -271,7 +276,7 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     not everything was done, None if it was. `version` is that of the session's stream afterwards; `memories` are in it.
     """
 
-    shown = ("version", "windows", "failed", "faded", "expired", "due_at", "stopped")
+    shown = ("version", "windows_count", "failed_count", "faded_count", "expired_count", "due_at", "stopped")
 
     session_id: str
     stream_id: str
@@ -285,6 +290,31 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     near_limits: tuple[str, ...]
     due_at: datetime | None
     stopped: str | None
+
+    @property
+    def windows_count(self) -> int:
+        """How many windows became a summary, or would."""
+        return len(self.windows)
+
+    @property
+    def failed_count(self) -> int:
+        """How many could not be summarized."""
+        return len(self.failed)
+
+    @property
+    def faded_count(self) -> int:
+        """How many memories faded."""
+        return len(self.faded)
+
+    @property
+    def expired_count(self) -> int:
+        """How many memories were forgotten, or would be."""
+        return len(self.expired)
+
+    @property
+    def did_something(self) -> bool:
+        """Whether anything was done, or would be."""
+        return bool(self.windows or self.faded or self.expired)
 
 
 class ParkedWork(Discreet, frozen=True, kw_only=True):
@@ -375,7 +405,10 @@ class Consolidation(Discreet, frozen=True, kw_only=True):
     done: a cap was reached, or another worker is at it; None if it was done.
     """
 
-    shown = ("sessions", "dry_run", "prompt_tokens", "completion_tokens", "cost", "stopped")
+    shown = (
+        *("sessions_count", "windows_count", "tokens_before", "tokens_after", "failed_count", "faded_count", "expired_count"),
+        *("dry_run", "prompt_tokens", "completion_tokens", "cost", "stopped"),
+    )
 
     sessions: tuple[SessionConsolidation, ...]
     dry_run: bool
@@ -385,9 +418,34 @@ class Consolidation(Discreet, frozen=True, kw_only=True):
     stopped: str | None
 
     @property
+    def sessions_count(self) -> int:
+        """How many sessions were looked at; one that was looked at again counts once."""
+        return len({session.stream_id for session in self.sessions})
+
+    @property
     def windows(self) -> tuple[CompressedWindow, ...]:
         """The windows of all sessions."""
         return tuple(window for session in self.sessions for window in session.windows)
+
+    @property
+    def windows_count(self) -> int:
+        """How many windows became a summary, or would."""
+        return len(self.windows)
+
+    @property
+    def failed_count(self) -> int:
+        """How many windows could not be summarized."""
+        return sum(session.failed_count for session in self.sessions)
+
+    @property
+    def faded_count(self) -> int:
+        """How many memories faded."""
+        return sum(session.faded_count for session in self.sessions)
+
+    @property
+    def expired_count(self) -> int:
+        """How many memories were forgotten, or would be."""
+        return sum(session.expired_count for session in self.sessions)
 
     @property
     def tokens_before(self) -> int:

@@ -12,6 +12,8 @@ from memfold import AsyncMemoryStore, MemoryStore, errors
 
 VERBS = [
     *("remember", "remember_many", "update", "forget", "forget_session", "forget_user", "forget_where"),
+    *("consolidate", "set_policy", "policy", "policies", "parked", "retry_parked", "sources", "derived_from", "restore"),
+    *("work", "status"),
     *("get", "find", "count", "recall", "context", "history", "sessions", "stats", "events", "flush", "close"),
 ]
 

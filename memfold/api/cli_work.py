@@ -1,6 +1,6 @@
 """The commands about the work behind the log: `work` does it on schedule, `status` says how it fares.
 
-Registered with the command line by `cli`, which says how commands behave.
+`cli` registers them.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from memfold.api.cli import FAILED, Call, command
+from memfold.api.cli_options import FAILED, Call
 from memfold.errors import MemfoldError
 from memfold.settings import Settings
 
@@ -35,7 +35,6 @@ def schedule_option(what: str, default: str) -> Any:
     return typer.Option(parser=a_schedule, metavar="SCHEDULE", help=told)
 
 
-@command
 def work(
     call: Call,
     every: Annotated[
@@ -90,7 +89,6 @@ def stopping() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-@command
 def status(call: Call) -> None:
     """Say whether the server runs, and how the work behind the log fares.
 
@@ -125,3 +123,6 @@ def fares(call: Call) -> "tuple[WorkStatus | None, MemfoldError | None]":
             return store.status(), None
     except MemfoldError as error:
         return None, error
+
+
+COMMANDS = (work, status)

@@ -21,6 +21,7 @@ from memfold.api.opening import MasterKey, Target, open_target
 from memfold.api.restoring import Restorer
 from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
+from memfold.consolidator.summarizer import Summarizer
 from memfold.embedding import Embedder, Encoder, Reranker
 from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, SettingsError, StoreClosed
 from memfold.events import MemoryRemembered
@@ -71,7 +72,6 @@ from memfold.settings import Settings, environment
 if TYPE_CHECKING:
     from memfold.api.consolidating import Consolidating, Parts
     from memfold.api.working import Stop, Working
-    from memfold.consolidator.summarizer import Summarizer
 
 Where = Mapping[str, Any]
 
@@ -128,7 +128,7 @@ class MemoryStore:
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
         reranker: Reranker | None = None,
-        summarizer: "Summarizer | None" = None,
+        summarizer: Summarizer | None = None,
         background: bool | Mapping[str, Any] = False,
     ) -> None:
         check_tenant(tenant)
@@ -136,6 +136,9 @@ class MemoryStore:
         self._counter = TokenCounter(count_tokens)
         if reranker is not None and (isinstance(reranker, type) or not isinstance(reranker, Reranker)):
             raise SettingsError("reranker", f"is {type(reranker).__name__}: give an object with rerank(query, texts)")
+        if summarizer is not None and (isinstance(summarizer, type) or not isinstance(summarizer, Summarizer)):
+            problem = f"is {type(summarizer).__name__}: give an object with a name and summarize(window)"
+            raise SettingsError("summarizer", problem)
         self._reranker = reranker
         self._summarizer = summarizer
         self._weights = shipped() if ranking_weights is None else load(Path(ranking_weights))
@@ -471,6 +474,7 @@ class MemoryStore:
         """
         self._check()
         scope, limit = self._scope(session_id, session_ids, user_id, as_of), validation.limit(limit)
+        include_archived = validation.flag("include_archived", include_archived)
         if order not in ("newest", "oldest"):
             raise InvalidQuery("order", 'must be "newest" or "oldest"')
         start = None if cursor is None else from_cursor(order, cursor, tuple[int, int])
@@ -506,6 +510,7 @@ class MemoryStore:
         """
         self._check()
         scope = self._scope(session_id, session_ids, user_id, as_of)
+        include_archived = validation.flag("include_archived", include_archived)
         condition = self._restriction(where, before, after)
         with self._views.lend(scope, _deadline(wait_s)) as view:
             if view is None:
@@ -560,8 +565,9 @@ class MemoryStore:
         asked = self._asked(query, scope, self._restriction(where, before, after), min_score, wait_s)._replace(
             limit=validation.limit(limit), ranking=validation.ranking(ranking), explain=bool(explain)
         )
+        refresh = validation.flag("refresh", refresh)
         found = self._recaller.recall(asked)
-        if validation.flag("refresh", refresh) and as_of is None:
+        if refresh and as_of is None:
             self._restorer.refresh([hit.memory for hit in found])
         return found
 
@@ -629,7 +635,7 @@ class MemoryStore:
             with_summaries=validation.flag("summaries", summaries),
             until_idle=validation.flag("until_idle", until_idle),
             go_on=lambda: not self._closed,
-            progress=progress or (lambda _: None),
+            progress=validation.callback("progress", progress) or (lambda _: None),
         )
         return self._consolidating.run(None if session_id is None else validation.session(session_id), ask)
 
@@ -685,6 +691,10 @@ class MemoryStore:
         """
         self._check()
         self._working.run(jobs, stop)
+
+    def _end_work(self) -> None:
+        if "_working" in self.__dict__:
+            self._working.close()
 
     def status(self) -> WorkStatus:
         """How the work behind the log fares: by job, what is due, when it ran and runs next, why it failed; what was spent."""
@@ -791,7 +801,7 @@ class MemoryStore:
         """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included."""
         self._check()
         session_id = None if session_id is None else validation.session(session_id)
-        since = self._clock() - timedelta(days=validation.days(days)) if days else None
+        since = self._clock() - timedelta(days=days) if validation.days(days) else None
         return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since)
 
     def events(self, after: int = 0, *, session_id: str | None = None) -> Iterator[StoredEvent]:

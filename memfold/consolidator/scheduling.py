@@ -105,7 +105,7 @@ class Ticker:
         return self._scheduler.run_due()
 
     def _begin_anew(self) -> None:
-        """The clock was set. Left alone, APScheduler would wait until it is there again, or count all ticks that were missed."""
+        """The clock was set. Left alone, APScheduler would wait until it is there again, or count all it missed."""
         now = _now()
         for name, schedule in self._schedules.items():
             was_missed = self._scheduler.get_job(name).next_run_time <= now
