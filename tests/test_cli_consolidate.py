@@ -68,6 +68,7 @@ def test_a_conversation_is_consolidated_looked_into_and_restored(shell):
     assert (len(summaries), done["windows_count"], done["failed_count"], done["stopped"]) == (WINDOWS, WINDOWS, 0, None)
     assert 0 < done["tokens_after"] <= done["tokens_before"] * 0.25
     assert "contradictions" not in done
+    assert "Anna" not in json.dumps(done)
 
     listed = {memory["id"] for memory in json_here(shell, "find", "--session", "talk")["memories"]}
     assert listed == set(summaries)
