@@ -60,7 +60,9 @@ if TYPE_CHECKING:
         DayStats,
         Erasure,
         FailedWindow,
+        JobStatus,
         Memory,
+        NearLimit,
         NewMemory,
         Page,
         ParkedWork,
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
         SessionPage,
         Stats,
         StoredEvent,
+        WorkStatus,
     )
     from memfold.policies import Effective, Fading, Keep, Policy, Retention, Windows
     from memfold.settings import Settings
@@ -95,9 +98,9 @@ _HOMES = {
     "memfold.minilm": ("MiniLMEmbedder", "StaticEmbedder"),
     "memfold.model": (
         *("UNSET", "CategoryStats", "Change", "CompressedWindow", "Consolidation", "Context"),
-        *("DayStats", "Erasure", "FailedWindow", "Memory", "NewMemory", "Page"),
+        *("DayStats", "Erasure", "FailedWindow", "JobStatus", "Memory", "NearLimit", "NewMemory", "Page"),
         *("ParkedWork", "Recollection", "Recollections", "Session", "SessionConsolidation", "SessionPage"),
-        *("Stats", "StoredEvent"),
+        *("Stats", "StoredEvent", "WorkStatus"),
     ),
     "memfold.policies": ("Effective", "Fading", "Keep", "Policy", "Retention", "Windows"),
     "memfold.settings": ("Settings",),
@@ -132,6 +135,7 @@ __all__ = [
     "IdempotencyConflict",
     "InvalidMemory",
     "InvalidQuery",
+    "JobStatus",
     "Keep",
     "KeyService",
     "KeyUnavailable",
@@ -143,6 +147,7 @@ __all__ = [
     "MemoryStore",
     "MiniLMEmbedder",
     "ModelFileError",
+    "NearLimit",
     "NewMemory",
     "Page",
     "ParkedWork",
@@ -176,6 +181,7 @@ __all__ = [
     "VersionConflict",
     "Window",
     "Windows",
+    "WorkStatus",
 ]
 
 

@@ -335,6 +335,69 @@ class ParkedWork(Discreet, frozen=True, kw_only=True):
     next_at: datetime | None
 
 
+class JobStatus(Discreet, frozen=True, kw_only=True):
+    """How a job of the workers fares.
+
+    `name` is "consolidate" (which lets fade and forgets too), "embed" or "directory". `due` counts what waits to be done:
+    sessions (10,000 at most are counted), or events. `has_worker`: a living worker has taken it on, and `next_at` is when that
+    one runs it next. `running`: it is at it now; `beat_at` is its last sign of life. `runs` counts those that ended, `failures`
+    those in a row that failed. `reason` says why the last one did, or what else there is to say of it.
+    """
+
+    shown = (
+        *("name", "due", "has_worker", "running", "last_started_at", "last_finished_at", "next_at", "beat_at"),
+        *("runs", "failures", "reason"),
+    )
+
+    name: str
+    due: int
+    has_worker: bool
+    running: bool
+    last_started_at: datetime | None
+    last_finished_at: datetime | None
+    next_at: datetime | None
+    beat_at: datetime | None
+    runs: int
+    failures: int
+    reason: str | None
+
+
+class NearLimit(Discreet, frozen=True, kw_only=True):
+    """A limit of which 80 % or more is used: of a retention in a session, or of what may be spent in a day."""
+
+    shown = ("limit", "used", "allowed")
+
+    limit: str
+    used: float
+    allowed: float
+    session_id: str | None
+
+
+class WorkStatus(Discreet, frozen=True, kw_only=True):
+    """How the work behind the log fares: `memfold work`, `MemoryStore(background=True)`, and who calls `consolidate`.
+
+    `directory_lag` counts the events that the directory does not know of, `embedding_lag` those without a vector. Tokens and
+    `cost` are what summarizers have charged this tenant, `today` by UTC. `parked` counts what was set aside or waits for
+    another try, by job; `parked()` lists it. `near_limits` are those of which 80 % is used, 100 at most.
+    """
+
+    shown = (
+        *("jobs", "directory_lag", "embedding_lag", "summarizer", "tokens_today", "tokens", "cost_today", "cost"),
+        *("parked", "near_limits"),
+    )
+
+    jobs: tuple[JobStatus, ...]
+    directory_lag: int
+    embedding_lag: int
+    summarizer: str
+    tokens_today: int
+    tokens: int
+    cost_today: float
+    cost: float
+    parked: dict[str, int]
+    near_limits: tuple[NearLimit, ...]
+
+
 class Consolidation(Discreet, frozen=True, kw_only=True):
     """What a run of the consolidator did, or with `dry_run` would do, session by session.
 
@@ -444,7 +507,9 @@ __all__ = [
     "Discreet",
     "Embedding",
     "Erasure",
+    "JobStatus",
     "Memory",
+    "NearLimit",
     "NewMemory",
     "OnDuplicate",
     "Order",
@@ -459,4 +524,5 @@ __all__ = [
     "Status",
     "StoredEvent",
     "UnsetType",
+    "WorkStatus",
 ]

@@ -376,7 +376,7 @@ def test_a_writer_in_flight_that_holds_back_the_settled_position_is_named(shell)
         ),
         (
             "UPDATE memfold.alembic_version SET version_num = '9999'",
-            "UPDATE memfold.alembic_version SET version_num = '0006'",
+            "UPDATE memfold.alembic_version SET version_num = '0007'",
             *("schema", "9999"),
         ),
     ],

@@ -6,7 +6,7 @@ There is no second implementation: each coroutine is made from the verb itself a
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
@@ -57,10 +57,11 @@ class AsyncMemoryStore:
         ranking_weights: str | os.PathLike[str] | None = None,
         reranker: Reranker | None = None,
         summarizer: Summarizer | None = None,
+        background: bool | Mapping[str, Any] = False,
     ) -> None:
         options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
         options |= {"count_tokens": count_tokens, "ranking_weights": ranking_weights, "reranker": reranker}
-        options["summarizer"] = summarizer
+        options |= {"summarizer": summarizer, "background": background}
         self._store = MemoryStore(target, settings=settings, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 
@@ -78,7 +79,8 @@ class AsyncMemoryStore:
     async def close(self) -> None:
         """Close the store. The embedded server stops when its last user closes. Closing twice is harmless.
 
-        What is not embedded yet is left to the next process that remembers or recalls it.
+        What is not embedded yet is left to the next process that remembers or recalls it. Work in the background finishes the
+        step at hand.
         """
         await asyncio.to_thread(self._close)
 
@@ -107,6 +109,8 @@ class AsyncMemoryStore:
     history = _forward(MemoryStore.history)
     sessions = _forward(MemoryStore.sessions)
     stats = _forward(MemoryStore.stats)
+    work = _forward(MemoryStore.work)
+    status = _forward(MemoryStore.status)
 
     @functools.wraps(MemoryStore.events)
     async def events(self, after: int = 0, *, session_id: str | None = None) -> AsyncIterator[StoredEvent]:
@@ -121,6 +125,7 @@ class AsyncMemoryStore:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _close(self) -> None:
+        self._store._end_work()  # it may be one of the threads
         self._threads.shutdown(wait=True)
         self._store.close()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import msgspec
 import typer
 
-from memfold.api import cli_consolidate
+from memfold.api import cli_consolidate, cli_work
 from memfold.api.cli_options import (
     AFTER,
     AS_OF,
@@ -491,24 +491,8 @@ def stats(
 
 # --- looking after it --------------------------------------------------------------------------------------------------------
 
-
-@command
-def status(call: Call) -> None:
-    """Say whether the server runs.
-
-    Does not start it. Exit status 1 if a server named by URL does not answer.
-    """
-    from memfold.api.doctor import remote_status
-    from memfold.eventstore import embedded
-
-    place = call.place()
-    if isinstance(place, Path):
-        call.show(embedded.status(place))
-        return
-    found = remote_status(place, Settings())
-    call.show(found)
-    if not found.reachable:
-        raise typer.Exit(FAILED)
+for each in cli_work.COMMANDS:
+    command(each)
 
 
 @command

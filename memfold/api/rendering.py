@@ -27,6 +27,7 @@ from memfold.model import (
     Change,
     Consolidation,
     Erasure,
+    JobStatus,
     Memory,
     Page,
     ParkedWork,
@@ -36,6 +37,7 @@ from memfold.model import (
     SessionPage,
     Stats,
     StoredEvent,
+    WorkStatus,
 )
 
 CELL_CHARACTERS_MAX = 500  # of a cell on a terminal; `get` shows everything
@@ -82,6 +84,33 @@ def show_events(events: Iterator[StoredEvent], *, as_json: bool) -> None:
     columns = ("position", "event", "what")
     while page := list(islice(events, TABLE_EVENTS)):
         _write_grid(Grid(columns, [_event_row(event) for event in page]))
+
+
+def show_work(found: WorkStatus) -> None:
+    """Write how the work behind the log fares: each job, then what concerns all of them."""
+    columns = ("job", "due", "last run", "next run", "runs", "failed in a row")
+    _write_grid(Grid(columns, [_job_row(job) for job in found.jobs]))
+    typer.echo()
+    near = [f"{each.limit} {_text(each.used)} of {_text(each.allowed)} {each.session_id or ''}" for each in found.near_limits]
+    _write_facts(
+        Facts(
+            [
+                ("directory lag", found.directory_lag),
+                ("embedding lag", found.embedding_lag),
+                ("summarizer", found.summarizer),
+                ("tokens spent", f"{found.tokens_today:,} today, {found.tokens:,} in all"),
+                ("cost", f"{found.cost_today:.2f} today, {found.cost:.2f} in all" if found.cost else None),
+                ("parked", tuple(f"{job} {count:,}" for job, count in found.parked.items())),
+                ("limits near their end", tuple(each.strip() for each in near)),
+            ]
+        )
+    )
+
+
+def _job_row(job: JobStatus) -> tuple[object, ...]:
+    last = (job.last_started_at or "never", "running" if job.running else job.last_finished_at)
+    next_run = job.next_at or ("unknown" if job.has_worker else "no worker")
+    return job.name, job.due, last, next_run, job.runs, (job.failures, job.reason)
 
 
 def show_checks(checks: Iterable[Check], *, as_json: bool) -> bool:

@@ -77,7 +77,7 @@ class Runner:
 
     def session(self, session_id: str, ask: Ask) -> Consolidation:
         """Do what is due in one session, whether the directory knows of it or not; nothing in an unknown one."""
-        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock)
+        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock, ask.go_on)
         found: list[SessionConsolidation] = []
         for _ in range(PASSES_MAX):
             done = self._examine(session_id, spending, ask)
@@ -88,7 +88,7 @@ class Runner:
 
     def due(self, ask: Ask) -> Consolidation:
         """Do what is due anywhere; nothing, and it says so, while another worker is at it."""
-        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock)
+        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock, ask.go_on)
         found: list[SessionConsolidation] = []
         with self._turn() as is_ours:
             stopped = None if is_ours() else "another worker is consolidating"
