@@ -16,7 +16,7 @@ from memfold.eventstore import embedded
 from memfold.minilm import static_embedder
 
 NOBODY = "01a1fca0-b8bf-71ee-aa42-d184c3a406c8"
-AT_ONCE = {"windows": {"older_than": "PT0S", "pause": "PT0.000001S"}, "keep": {"newest": 0}}
+AT_ONCE = {"windows": {"older_than": "PT0S", "pause": "PT0.000001S", "memories_max": 12, "target": 0.25}, "keep": {"newest": 0}}
 WINDOWS = 2  # of `talk`
 
 
