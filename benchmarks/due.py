@@ -65,7 +65,7 @@ def fill(connection: psycopg.Connection[Any], tenant: int, count: int) -> dict[s
 def main() -> None:
     """Measure and print."""
     args = options(__doc__)
-    sizes, rounds = ((1_000, 10_000), 2) if args.quick else (SIZES, 7)
+    sizes, rounds = ((1_000, 10_000), 2) if args.quick else (SIZES, 5)
     report = Report(__doc__, args)
     with server() as at, at.store("memfold") as store, at.connect("memfold") as owner:
         contenders: dict[str, Callable[[], Sample]] = {}

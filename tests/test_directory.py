@@ -473,6 +473,8 @@ def test_what_was_set_aside_is_due_at_its_time_and_not_when_it_waits_for_somebod
     one, two = directory.parked()
     assert (one.key, one.reason, one.attempts, one.first_at, one.next_at) == (b"one", "still down", 2, at, at + 2 * DAY)
     assert (one.parked, two.parked) == (False, True)
+    assert directory.parked(stream=stream) == directory.parked(None) == [one, two]
+    assert directory.parked("another job") == directory.parked(stream=new_id()) == []
     assert directory.unpark(stream, b"one") == 1
     assert due(2 * DAY) == []
     assert directory.unpark() == 1

@@ -28,7 +28,7 @@ from memfold.projections.tokens import STOP_WORDS, stemmer, written_words
 
 # By LoCoMo's conversations, as benchmarks/extractive.py asks them; none of these is sharp.
 KEY, CHATTER = 3.0, 0.2  # what a name, a number or a time counts, and a word that says little; any other word counts 1
-NEARNESS = 0.3  # what the coverage by vectors counts beside that by words
+NEARNESS = 0.1  # what the coverage by vectors counts beside that by words
 COST_POWER = 0.7  # 1: the most per token; 0: the most
 LABEL_CHARACTERS_MAX = 40
 
@@ -100,7 +100,7 @@ class ExtractiveSummarizer:
         first = gains.best(np.ones(len(clauses)), np.ones(len(clauses), bool)) or 0
         picked = self._picked(clauses, gains, window.target_tokens)
         while picked and self._count(text_of(clauses, picked)) > window.target_tokens:
-            picked.pop()  # the costs were estimates: the last one picked added least
+            picked.pop()  # the last one added least
         if picked:
             return Summary(text_of(clauses, picked))
         return Summary(self._beginning(clauses[first].piece.text, window.target_tokens))
@@ -112,9 +112,10 @@ class ExtractiveSummarizer:
         left = target_tokens
         while True:
             cost = costs.of_each(sorted(picked))
-            fits = cost <= left
-            fits[picked] = False
-            best = gains.best(cost, fits)
+            best = gains.best(cost, _but(cost <= left, picked))
+            if best is None and picked:  # the costs were estimates: what is left of the target in truth?
+                estimated, left = left, target_tokens - self._count(text_of(clauses, picked))
+                best = gains.best(cost, _but(cost <= left, picked)) if left > estimated else None
             if best is None:
                 return picked
             left -= int(cost[best])
@@ -180,6 +181,11 @@ def _said(source: Source) -> Iterator[tuple[str, str, str]]:
         elif told := _LINE.fullmatch(text):
             day = told[1] if told[1] and _is_day(told[1]) else day
             yield told[2] or "", day, told[3]
+
+
+def _but(chosen: NDArray[np.bool_], left_out: Sequence[int]) -> NDArray[np.bool_]:
+    chosen[list(left_out)] = False
+    return chosen
 
 
 def _is_day(text: str) -> bool:

@@ -127,7 +127,7 @@ class Runner:
             return None
 
     def _set_aside(self, stream: bytes, error: MemfoldError) -> None:
-        noted = [each for each in self._directory.parked() if (each.stream, each.key) == (stream, WHOLE)]
+        noted = [each for each in self._directory.parked(stream=stream) if each.key == WHOLE]
         now, book = self._clock(), self._book.read()
         next_at = now + pause(noted[0].attempts if noted else 0)
         self._directory.park(stream, WHOLE, reason=str(error), at=now, next_at=next_at)
@@ -180,7 +180,7 @@ class Runner:
         if ref is None:
             return None
         now = self._clock()
-        noted = {each.key: each for each in self._directory.parked() if each.stream == ref.stream}
+        noted = {each.key: each for each in self._directory.parked(stream=ref.stream)}
         # A time that lies further ahead than any pause was set by a clock that has been put right since.
         waiting = {
             key for key, each in noted.items() if each.parked or (each.next_at and now < each.next_at <= now + RETRY_LAST)
