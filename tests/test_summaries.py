@@ -273,3 +273,46 @@ def test_histories_drawn_at_random_fold_alike_and_leave_no_summary_of_what_was_f
             expected = [(hit.memory, hit.score) for hit in fresh.recall(query, limit=100, ranking="fixed", **scope)]
             for each in (store, other):
                 assert [(hit.memory, hit.score) for hit in each.recall(query, limit=100, ranking="fixed", **scope)] == expected
+
+
+def test_a_summary_of_what_was_said_is_ranked_as_conversation(store):
+    said = store.remember_many([{"content": text, "speaker": text.split()[0]} for text in TURNS], session_id="s")
+    for begin in (0, 5):
+        summarize(store, ids(said)[begin : begin + 5], f"{said[begin].speaker}: tea; trains; a violin", key=str(begin))
+    hits = store.recall("What does Anna play?", session_id="s", explain=True)
+    assert all("usual" in hit.parts for hit in hits)  # the learned ranker was asked
+    assert hits[0].memory.content.startswith("Anna")
+    facts = store.remember_many(TURNS, session_id="facts")
+    summarize(store, ids(facts)[:5], "Anna: tea", key="facts")
+    assert all("usual" not in hit.parts for hit in store.recall("tea", session_id="facts", explain=True))
+
+
+def test_who_is_named_in_a_summary_counts_as_who_speaks(store):
+    said = store.remember_many([{"content": "It was lovely there", "speaker": who} for who in ("Anna", "Bob")], session_id="s")
+    summaries = {
+        who: summarize(store, [each.id], f"{who}: lovely", key=who) for who, each in zip(("Anna", "Bob"), said, strict=True)
+    }
+    store.remember("Nobody says anything", session_id="s", speaker="Anna")
+    hits = {hit.memory.id: hit.parts for hit in store.recall("Anna", session_id="s", ranking="fixed", explain=True)}
+    assert hits[summaries["Anna"]]["speaker"] > 0
+    assert hits.get(summaries["Bob"], {}).get("speaker", 0) == 0
+
+
+def test_the_ranker_forgets_who_spoke_with_the_memory(store):
+    said = store.remember_many([{"content": text, "speaker": "Anna"} for text in TURNS[:3]], session_id="s")
+    facts = store.remember_many(TURNS[3:7], session_id="s")
+    summary = summarize(store, ids(said)[:2], "Anna: tea", key="1")
+
+    def is_conversation():
+        with store._views.session("s") as view:
+            return view.is_conversation
+
+    assert not is_conversation()  # three of seven
+    store.forget(facts[0].id)
+    assert is_conversation()  # three of six; two of them archived
+    store.forget(said[0].id)
+    assert not is_conversation()  # two of five; the summary is gone
+    store.update(facts[1].id, speaker="Bob")
+    assert is_conversation()
+    with pytest.raises(MemoryForgotten):
+        store.get(summary)

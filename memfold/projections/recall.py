@@ -135,8 +135,7 @@ class Recaller:
         now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else self._views.time_at(as_of)
         section = "words" if model is None else "static" if model == self._static.encoder.name else "meaning"
         # It was fitted on conversations, where a turn is often answered by the next. Among facts in any order it would mislead.
-        is_conversation = 2 * view.places.spoken >= view.places.count
-        weights = self._weights[section] if asked.ranking == "learned" and is_conversation else None
+        weights = self._weights[section] if asked.ranking == "learned" and view.is_conversation else None
         spans = preferred(asked.query, now)
         question = Question(asked.query, model, vector, self._preferences, now, spans, weights)
         found = self._search(view, question, asked.where, limit=asked.limit, min_score=asked.min_score, explain=asked.explain)
