@@ -4,7 +4,7 @@ Every time is an aware `datetime` in UTC. No `repr` shows content, names, tags o
 line, its words must not.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -172,6 +172,25 @@ class SessionPage(Discreet, frozen=True, kw_only=True):
     cursor: str | None
 
 
+class DayStats(Discreet, frozen=True, kw_only=True):
+    """What was appended on a day of UTC: events, and the bytes of their sealed content that are still there."""
+
+    shown = ("day", "events", "bytes")
+
+    day: date
+    events: int
+    bytes: int
+
+
+class CategoryStats(Discreet, frozen=True, kw_only=True):
+    """The memories of a category, archived ones too, and the bytes of their content in UTF-8."""
+
+    shown = ("memories", "bytes")
+
+    memories: int
+    bytes: int
+
+
 class Stats(Discreet, frozen=True, kw_only=True):
     """Counts of a session, or of the whole tenant.
 
@@ -180,11 +199,17 @@ class Stats(Discreet, frozen=True, kw_only=True):
     for their vector. `views` and `view_bytes` count the folded views this process holds in RAM. Of the recalls of this
     process, `query_hit_rate` is the share whose query's vector was there already, `recall_hit_rate` the share that was
     answered without a search, for nothing had changed since the same question; in [0, 1], None before the first.
+
+    `memories` were remembered and not forgotten, archived or not; `summaries` live beside them, and `archived` counts what is
+    out of default recall, summaries too. `tokens_before` are those of what living summaries were made from, `tokens_after`
+    their own, `compression_ratio` the second by the first. `growth` is what was appended day by day, if days were asked for.
+    Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used to 80 %.
     """
 
     shown = (
         *("sessions", "users", "memories", "forgotten", "events", "position", "database_bytes"),
         *("embedder", "embedding_lag", "views", "view_bytes", "query_hit_rate", "recall_hit_rate"),
+        *("summaries", "archived", "tokens_before", "tokens_after", "compression_ratio", "near_limits"),
     )
 
     sessions: int
@@ -200,6 +225,14 @@ class Stats(Discreet, frozen=True, kw_only=True):
     view_bytes: int
     query_hit_rate: float | None
     recall_hit_rate: float | None
+    summaries: int = 0
+    archived: int = 0
+    tokens_before: int = 0
+    tokens_after: int = 0
+    compression_ratio: float | None = None
+    growth: tuple[DayStats, ...] = ()
+    categories: dict[str, CategoryStats] = {}
+    near_limits: tuple[str, ...] = ()
 
 
 class CompressedWindow(Discreet, frozen=True, kw_only=True):

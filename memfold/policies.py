@@ -36,7 +36,7 @@ class Windows(Section, frozen=True, kw_only=True, omit_defaults=True):
     enabled: bool = True
     older_than: timedelta = DAY
     memories_min: int = 4
-    memories_max: int = 12
+    memories_max: int = 8
     pause: timedelta = timedelta(hours=4)
     tokens_max: int = 2_000
     target: float = 0.25

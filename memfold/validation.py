@@ -282,6 +282,13 @@ def ranking(value: object) -> Ranking:
     return "fixed" if value == "fixed" else "learned"
 
 
+def days(value: object) -> int:
+    """How many days to look back: up to ten years."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 3_653:
+        raise InvalidQuery("days", "must be a whole number from 0 to 3,653")
+    return value
+
+
 def flag(name: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):

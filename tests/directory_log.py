@@ -1,10 +1,10 @@
 """Sessions written event by event, as a consolidator would, and a plain account of what the directory must say of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from random import Random
 from uuid import UUID
-
-import psycopg
 
 from memfold import MemoryStore
 from memfold.events import (
@@ -20,6 +20,7 @@ from memfold.events import (
 )
 from memfold.eventstore import erase
 from memfold.eventstore.append import NO_DECISION, Request, Verdict
+from memfold.eventstore.binding import EventKey, append_bound, seal_bound
 from memfold.eventstore.codec import new_id, seal_event
 from memfold.projections.directory import Directory
 from memfold.projections.projector import Projector
@@ -73,13 +74,14 @@ class Session:
 
 
 class Log:
-    """Appends to sessions of a store, and keeps account. `owner_url` connects as whoever may delete keys."""
+    """Appends to sessions of a store, and keeps account. `owner_url` connects as whoever may do anything."""
 
     def __init__(self, store: MemoryStore, owner_url: str) -> None:
         self.store = store
         self.owner_url = owner_url
         self.database, self.keyring = store._database, store._keyring
         self.sessions: dict[str, Session] = {}
+        self.newest: dict[bytes, EventKey] = {}
         self.now = BEGINNING
         self.directory = Directory(self.database, self.keyring.tenant)
         self.projector = Projector(self.database, self.keyring, self.directory)
@@ -99,6 +101,7 @@ class Log:
         request = self._request(name, events)
         answer = self.store._writer._committer.append(request)
         assert answer.verdict is Verdict.ACCEPTED
+        self._keep(request)
         self._count(name, events)
         return list(answer.positions)
 
@@ -111,6 +114,12 @@ class Log:
             for event, memory_id in events
         ]
         return Request(ref.stream, ref.user, ref.key.version, self.now, sealed, expected)
+
+    def _keep(self, request: Request) -> None:
+        """Remember the key of the newest event of each memory: what is made of it is bound to that."""
+        for event in request.events:
+            if event.memory_id:
+                self.newest[event.memory_id] = EventKey(event.event_id, event.key)
 
     def _count(self, name: str, events) -> None:
         session = self.sessions[name]
@@ -137,12 +146,18 @@ class Log:
 
     def compress(self, name: str, sources: list[bytes], tokens: tuple[int, int] = (100, 20)) -> bytes:
         """A summary of some memories, which leave default recall, in one request."""
-        summary, session = new_id(), self.sessions[name]
-        self.append(
-            name,
-            (compressed(sources, *tokens), summary),
-            (MemoriesArchived(memory_ids=texts(sources), summary_id=str(UUID(bytes=summary))), None),
-        )
+        session = self.sessions[name]
+        self.now += timedelta(seconds=1)
+        event, keys = compressed(sources, *tokens), [self.newest[source] for source in sources]
+        summary = new_id()
+        sealed = seal_bound(event, tenant=self.keyring.tenant, stream=session.stream, memory_id=summary, sources=keys)
+        fact = MemoriesArchived(memory_ids=texts(sources), summary_id=str(UUID(bytes=summary)))
+        request = self._request(name, [(fact, None)])
+        request.events = [sealed, *request.events]
+        answer = append_bound(self.database, self.keyring.tenant, request, [key.event_id for key in keys])
+        assert answer.verdict is Verdict.ACCEPTED
+        self._keep(request)
+        self._count(name, [(event, summary), (fact, None)])
         session.summaries[summary] = session.every[summary] = sources
         session.tokens[summary] = tokens
         session.kept |= {(summary, source) for source in sources}
@@ -152,12 +167,13 @@ class Log:
         self.append(name, (MemoriesArchived(memory_ids=texts(memory_ids)), None))
         self.sessions[name].kept |= {(b"", memory_id) for memory_id in memory_ids}
 
-    def restore(self, name: str, memory_ids: list[bytes]) -> None:
-        self.append(name, (MemoriesRestored(memory_ids=texts(memory_ids)), None))
+    def restore(self, name: str, memory_ids: list[bytes], undone: Sequence[bytes] = ()) -> None:
+        self.append(name, (MemoriesRestored(memory_ids=texts(memory_ids), undone=texts(undone)), None))
         session = self.sessions[name]
+        for summary in undone:
+            if summary in session.summaries:
+                session.kill(summary)
         for memory_id in memory_ids:
-            if memory_id in session.summaries:
-                session.kill(memory_id)
             session.kept = {(why, what) for why, what in session.kept if what != memory_id}
 
     def forget(self, name: str, memory_id: bytes) -> None:
@@ -167,7 +183,6 @@ class Log:
         assert erase.forget_memories(self.database, self.keyring.tenant, request).verdict is Verdict.ACCEPTED
         self._count(name, [(MemoryForgotten(), memory_id)])
         dead = session.unreadable(memory_id)
-        bury(self.owner_url, self.keyring.tenant, dead)
         for summary in [memory_id, *dead]:
             if summary in session.summaries:
                 session.kill(summary)
@@ -179,17 +194,32 @@ class Log:
         self.sessions.pop(name, None)
 
 
-def bury(owner_url: str, tenant: int, summaries: list[bytes]) -> None:
-    """Destroy the keys of summaries, as forgetting a source does where their keys are bound to it."""
-    if not summaries:
+def step(log: Log, rand: Random, names: str = "abc") -> None:
+    """One more thing happens to one of some sessions."""
+    name = rand.choice(names)
+    session = log.sessions.get(name)
+    if session is None or not session.memories or rand.random() < 0.25:
+        log.remember(name, rand.randint(1, 4))
         return
-    with psycopg.connect(owner_url) as owner:
-        owner.execute(
-            """DELETE FROM memfold_keys.keys k USING memfold.events e
-               WHERE k.tenant_id = %(tenant)s AND e.tenant_id = k.tenant_id AND e.position = k.position
-               AND e.memory_id = ANY(%(ids)s)""",
-            {"tenant": tenant, "ids": [UUID(bytes=summary) for summary in summaries]},
+    living, active = session.living(), session.active()
+    some = rand.sample(living, min(len(living), rand.randint(1, 3)))
+    kind = rand.choice(("compress", "compress", "fade", "restore", "forget", "forget", "change", "refresh", "end"))
+    if kind == "compress" and active:
+        log.compress(
+            name, rand.sample(active, min(len(active), rand.randint(1, 4))), (rand.randint(10, 99), rand.randint(1, 9))
         )
+    elif kind == "fade":
+        log.fade(name, some)
+    elif kind == "restore":
+        log.restore(name, some, rand.sample(list(session.every), min(len(session.every), rand.randint(0, 2))))
+    elif kind == "forget":
+        log.forget(name, rand.choice(living))
+    elif kind == "change":
+        log.change(name, rand.choice(session.memories), merge=rand.random() < 0.5)
+    elif kind == "refresh":
+        log.refresh(name, some)
+    elif kind == "end" and rand.random() < 0.1:
+        log.forget_session(name)
 
 
 def compressed(sources: list[bytes], before: int = 100, after: int = 20) -> WindowCompressed:
@@ -205,5 +235,5 @@ def compressed(sources: list[bytes], before: int = 100, after: int = 20) -> Wind
     )
 
 
-def texts(ids: list[bytes]) -> tuple[str, ...]:
+def texts(ids: Sequence[bytes]) -> tuple[str, ...]:
     return tuple(str(UUID(bytes=each)) for each in ids)

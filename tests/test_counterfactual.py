@@ -139,11 +139,12 @@ def play(store: MemoryStore, session_id: str, history: list[Step], recall: Calla
 def state(store: MemoryStore, played: Play) -> Any:
     """Everything the view holds of the memories other than X, without what is numbered or timed by the log."""
     numbers = {memory_id: number for number, memory_id in played.ids.items()}
+    embedder = store.stats(played.session_id).embedder
     with store._views.session(played.session_id) as view:
         if view is None:
             return None
-        assert view.lacks(store.stats(played.session_id).embedder) == []
-        rows, past, words, vectors = view.dump(store.stats(played.session_id).embedder)
+        assert view.lacks(embedder) == []
+        rows, past, words, vectors = view.dump(embedder)
         order = [numbers[view.table._memory(row).id] for row in rows]
     plain_rows = [(number, row[1:9], row[11:13]) for number, row in zip(order, rows, strict=True)]
     plain_past = [

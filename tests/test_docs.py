@@ -237,7 +237,22 @@ def test_every_event_type_is_in_the_log_with_its_number(number):
 
 
 @pytest.mark.parametrize(
-    "table", ["events", "payloads", "embeddings", "checkpoints", "spending", "heads", "sessions", "idempotency", "erasures"]
+    "table",
+    [
+        "events",
+        "payloads",
+        "embeddings",
+        "checkpoints",
+        "spending",
+        "heads",
+        "sessions",
+        "idempotency",
+        "erasures",
+        "directory",
+        "windows",
+        "agenda",
+        "parked",
+    ],
 )
 def test_every_table_and_column_is_in_the_log(table):
     columns_of(f"memfold.{table}")

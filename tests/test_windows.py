@@ -31,7 +31,7 @@ def talk(size, start=T0, *, first=0, apart=timedelta(minutes=1), **fields):
 
 
 def policies(keep=NOTHING_KEPT, categories=None, **windows):
-    return Policies(Policy(windows=Windows(**windows), keep=keep), categories)
+    return Policies(Policy(windows=Windows(**({"memories_max": 12} | windows)), keep=keep), categories)
 
 
 def sizes(candidates, held, now=FAR):

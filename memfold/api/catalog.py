@@ -24,7 +24,7 @@ from memfold.projections.fold import memory_id_text
 from memfold.projections.follower import Follower
 from memfold.projections.loading import open_rows
 from memfold.projections.recall import Recaller
-from memfold.projections.view import FORGOTTEN, REMEMBERED
+from memfold.projections.view import COMPRESSED, FORGOTTEN, REMEMBERED
 from memfold.projections.views import Views
 
 
@@ -157,7 +157,9 @@ def as_stored(event: LoggedEvent, session_id: str | None) -> StoredEvent:
 
 
 COUNTS = f"""count(*) AS events, count(*) FILTER (WHERE e.type = {REMEMBERED}) AS remembered,
-    count(*) FILTER (WHERE e.type = {FORGOTTEN}) AS forgotten"""
+    count(*) FILTER (WHERE e.type = {FORGOTTEN} AND NOT EXISTS (
+        SELECT FROM memfold.events s WHERE s.tenant_id = e.tenant_id AND s.memory_id = e.memory_id AND s.type = {COMPRESSED}
+    )) AS forgotten"""
 
 # What was not forgotten with its session, of a tenant.
 COUNT = f"""

@@ -1,13 +1,15 @@
-"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls pays nothing for it."""
+"""The consolidator of one store. It is put together when first asked for: who only remembers and recalls does not pay."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from memfold import rules
+from memfold.api.statistics import Statistics
 from memfold.audit.erasure import Forgetter
 from memfold.consolidator.consolidator import Consolidator
 from memfold.consolidator.extractive import ExtractiveSummarizer
+from memfold.consolidator.limits import UserLimits
 from memfold.consolidator.llm import from_environment
 from memfold.consolidator.policybook import PolicyBook
 from memfold.consolidator.running import Ask, Progress, Runner
@@ -55,6 +57,7 @@ class Consolidating:
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
         self.directory = Directory(database, keyring.tenant)
         self.projector = Projector(database, keyring, self.directory, clock=clock)
+        self.statistics = Statistics(database, keyring, parts.views, self.directory, self.projector, book=self.book)
         consolidator = Consolidator(
             *(database, keyring, parts.views, parts.committer, parts.forgetter),
             book=self.book,
@@ -63,8 +66,10 @@ class Consolidating:
             clock=clock,
             retries_max=parts.settings.retries_max,
         )
+        limits = UserLimits(keyring, self.directory, parts.forgetter, self.book, consolidator.look)
         self.runner = Runner(
             *(database, keyring, consolidator, self.directory, self.projector),
+            limits=limits,
             book=self.book,
             caps=caps_of(parts.settings),
             clock=clock,

@@ -1,10 +1,10 @@
-"""Restoring: archived memories come back, by one fact a session."""
+"""Restoring, and refreshing: facts about several memories, one a session."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from memfold.errors import Contended
-from memfold.events import MemoriesRestored
+from memfold.events import MemoriesRefreshed, MemoriesRestored
 from memfold.eventstore.append import Committer, Request, Verdict
 from memfold.eventstore.codec import seal_event
 from memfold.eventstore.keyring import Keyring
@@ -16,7 +16,7 @@ from memfold.projections.views import Views
 
 
 class Restorer:
-    """Appends that memories were restored."""
+    """Appends that memories were restored, or were of use."""
 
     def __init__(
         self,
@@ -48,6 +48,15 @@ class Restorer:
                 to_restore(view, [memory_id])
                 by_session.setdefault(view.session_id, []).append(memory_id)
         return [memory for session_id, ids in by_session.items() for memory in self._restore(session_id, ids)]
+
+    def refresh(self, memories: Sequence[Memory]) -> None:
+        """Say that memories were of use. A session that was forgotten meanwhile is passed over."""
+        for session_id in dict.fromkeys(memory.session_id for memory in memories):
+            ref, at = self._keyring.find_session(session_id), self._clock()
+            fact = MemoriesRefreshed(memory_ids=tuple(memory.id for memory in memories if memory.session_id == session_id))
+            if ref:
+                sealed = seal_event(fact, tenant=self._keyring.tenant, stream=ref.stream, memory_id=None, wrapping=ref.key)
+                self._committer.append(Request(ref.stream, ref.user, ref.key.version, at, [sealed]))
 
     def _restore(self, session_id: str, memory_ids: Sequence[str]) -> list[Memory]:
         for _ in range(self._retries_max):

@@ -8,7 +8,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -510,6 +510,7 @@ class MemoryStore:
         before: datetime | None = None,
         after: datetime | None = None,
         include_archived: bool = False,
+        refresh: bool = False,
         ranking: Ranking = "learned",
         explain: bool = False,
         wait_s: float = 10.0,
@@ -524,7 +525,8 @@ class MemoryStore:
         What has been forgotten since is not in it; `.withheld` says how many that are.
 
         What is archived, because a summary stands for it or because it faded, is not looked at unless `include_archived`;
-        `sources` leads from a summary to what it was made from.
+        `sources` leads from a summary to what it was made from. With `refresh`, what is found counts as used: for fading, it
+        is as old as this recall. That is an event in each session it was found in.
 
         They are found by meaning and by words; a score means the same for every query. `ranking` is "learned" (a linear ranker
         over features with names) or "fixed" (a mix of a few weights). With `explain`, `parts` says what each score is made of.
@@ -542,7 +544,10 @@ class MemoryStore:
         asked = self._asked(query, scope, self._restriction(where, before, after), min_score, wait_s)._replace(
             limit=validation.limit(limit), ranking=validation.ranking(ranking), explain=bool(explain)
         )
-        return self._recaller.recall(asked)
+        found = self._recaller.recall(asked)
+        if validation.flag("refresh", refresh) and as_of is None:
+            self._restorer.refresh([hit.memory for hit in found])
+        return found
 
     def context(
         self,
@@ -735,10 +740,12 @@ class MemoryStore:
         session_place(cursor)
         return self._catalog.sessions(user_id, limit, cursor)
 
-    def stats(self, session_id: str | None = None) -> Stats:
-        """Counts of a session, or of the whole tenant."""
+    def stats(self, session_id: str | None = None, *, days: int = 0) -> Stats:
+        """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included."""
         self._check()
-        return self._catalog.stats(None if session_id is None else validation.session(session_id))
+        session_id = None if session_id is None else validation.session(session_id)
+        since = self._clock() - timedelta(days=validation.days(days)) if days else None
+        return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since)
 
     def events(self, after: int = 0, *, session_id: str | None = None) -> Iterator[StoredEvent]:
         """The log behind position `after`, in order, up to what is settled at the time of the call.

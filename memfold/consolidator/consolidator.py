@@ -15,6 +15,7 @@ from memfold.audit.erasure import Forgetter
 from memfold.consolidator import fading, windows
 from memfold.consolidator.appending import append_fact, append_summary
 from memfold.consolidator.candidates import Candidate
+from memfold.consolidator.limits import REASON
 from memfold.consolidator.looking import Eye, Seen
 from memfold.consolidator.policybook import PolicyBook
 from memfold.consolidator.spending import Spending
@@ -250,7 +251,7 @@ class Consolidator:
         rest = [each for each in seen.candidates if each.memory_id not in expired]
         expired |= {each.memory_id: each for each in fading.beyond_limits(rest, turn.policies)}
         if expired and not turn.dry_run:
-            self._forgetter.these(seen.session_id, list(expired), "retention")
+            self._forgetter.these(seen.session_id, list(expired), REASON)
         return _ids(expired.values())
 
 

@@ -28,24 +28,30 @@ from memfold.projections.tokens import STOP_WORDS, stemmer, written_words
 
 # By LoCoMo's conversations, as benchmarks/extractive.py asks them; none of these is sharp.
 KEY, CHATTER = 3.0, 0.2  # what a name, a number or a time counts, and a word that says little; any other word counts 1
-NEARNESS = 0.2  # what the coverage by vectors counts beside that by words
+NEARNESS = 0.1  # what the coverage by vectors counts beside that by words
 COST_POWER = 0.7  # 1: the most per token; 0: the most
 LABEL_CHARACTERS_MAX = 40
 
 _NAME = re.compile(r"(?<![.!?:\"'“])\s([A-Z][a-z]+|[A-Z]{2,})")
 _TIMES = frozenset(
-    """yesterday today tonight tomorrow ago weekend morning evening week month year summer winter spring autumn birthday
+    re.findall(
+        r"\S+",
+        """yesterday today tonight tomorrow ago weekend morning evening week month year summer winter spring autumn birthday
     monday tuesday wednesday thursday friday saturday sunday january february march april june july august september october
-    november december""".split()
+    november december""",
+    )
 )
 # What is said again and again in any conversation, beside the stop words.
 _CHATTER = frozenset(
-    """hey hi hello wow whoa yeah yes yep no nope ok okay oh ah aw haha lol thanks thank please sorry welcome
+    re.findall(
+        r"\S+",
+        """hey hi hello wow whoa yeah yes yep no nope ok okay oh ah aw haha lol thanks thank please sorry welcome
     cool great awesome amazing nice good sure sounds glad happy love really definitely absolutely totally exactly
     just too very lot lots much more some all one thing things stuff like kind get got getting know see saw go going went
     come think thought feel feeling felt make makes made keep let want need say said tell told look looking looks try
     time day always never ever also not now up out about even still way back well take bet must may might
-    don didn doesn isn wasn ain re ve ll m d t quite bit here something anything everything hope forward""".split()
+    don didn doesn isn wasn ain re ve ll m d t quite bit here something anything everything hope forward""",
+    )
 )
 # A line of a summary, when summaries are summarized: its day, who said it, what.
 _LINE = re.compile(r"(?:\[([0-9]{4}-[0-9]{2}-[0-9]{2})\] )?(?:([^\W\d_][\w.'’-]*(?: [\w.'’-]+){0,2}): )?(.*)", re.DOTALL)
@@ -94,7 +100,7 @@ class ExtractiveSummarizer:
         first = gains.best(np.ones(len(clauses)), np.ones(len(clauses), bool)) or 0
         picked = self._picked(clauses, gains, window.target_tokens)
         while picked and self._count(text_of(clauses, picked)) > window.target_tokens:
-            picked.pop()  # the costs were estimates: the last one picked added least
+            picked.pop()  # the last one added least
         if picked:
             return Summary(text_of(clauses, picked))
         return Summary(self._beginning(clauses[first].piece.text, window.target_tokens))
@@ -106,9 +112,10 @@ class ExtractiveSummarizer:
         left = target_tokens
         while True:
             cost = costs.of_each(sorted(picked))
-            fits = cost <= left
-            fits[picked] = False
-            best = gains.best(cost, fits)
+            best = gains.best(cost, _but(cost <= left, picked))
+            if best is None and picked:  # the costs were estimates: what is left of the target in truth?
+                estimated, left = left, target_tokens - self._count(text_of(clauses, picked))
+                best = gains.best(cost, _but(cost <= left, picked)) if left > estimated else None
             if best is None:
                 return picked
             left -= int(cost[best])
@@ -146,14 +153,15 @@ def text_of(clauses: Sequence[Clause], picked: Sequence[int]) -> str:
     for at in sorted(picked):
         source, label, day, piece = clauses[at]
         last = clauses[before]
+        text = piece.text.removeprefix("and ")
         if before < 0 or (label, day) != (last.label, last.day):
             dated = f"[{day}] " if several_days and day != shown else ""
-            lines.append(f"{dated}{label}: {piece.text}" if label else f"{dated}{piece.text}")
+            lines.append(f"{dated}{label}: {text}" if label else f"{dated}{text}")
             shown = day
         elif before == at - 1 and (source, piece.sentence) == (last.source, last.piece.sentence):
             lines[-1] += f"{last.piece.end} {piece.text}"
         else:
-            lines[-1] += f"{' ' if last.piece.text.endswith('?') else '; '}{piece.text}"
+            lines[-1] += f"{' ' if last.piece.text.endswith('?') else '; '}{text}"
         before = at
     return "\n".join(lines)
 
@@ -173,6 +181,11 @@ def _said(source: Source) -> Iterator[tuple[str, str, str]]:
         elif told := _LINE.fullmatch(text):
             day = told[1] if told[1] and _is_day(told[1]) else day
             yield told[2] or "", day, told[3]
+
+
+def _but(chosen: NDArray[np.bool_], left_out: Sequence[int]) -> NDArray[np.bool_]:
+    chosen[list(left_out)] = False
+    return chosen
 
 
 def _is_day(text: str) -> bool:
@@ -206,7 +219,8 @@ class _Costs:
     def of_each(self, picked: Sequence[int]) -> NDArray[np.int64]:
         """Of each clause, when these are picked already: itself, what parts it from others, its speaker, its day."""
         if not picked:
-            return self._tokens + self._label + self._day_tokens
+            first: NDArray[np.int64] = self._tokens + self._label + self._day_tokens
+            return first
         chosen = np.array(picked)
         at = np.searchsorted(chosen, np.arange(len(self._tokens)))
         before, after = chosen[np.maximum(at - 1, 0)], chosen[np.minimum(at, len(chosen) - 1)]
@@ -215,13 +229,9 @@ class _Costs:
         joins = (self._line == of_before) | (self._line == of_after)
         parts = ~joins & (of_before == of_after)  # what is parted by it needs its speaker once more
         new_day = ~np.isin(self._day, self._day[chosen])
-        return (
-            self._tokens
-            + 1
-            + np.where(joins, 0, self._label)
-            + np.where(parts, self._label[after] + 1, 0)
-            + np.where(new_day, self._day_tokens, 0)
-        )
+        cost: NDArray[np.int64] = self._tokens + 1 + np.where(joins, 0, self._label)
+        cost += np.where(parts, self._label[after] + 1, 0) + np.where(new_day, self._day_tokens, 0)
+        return cost
 
 
 class _Gains:
@@ -264,7 +274,7 @@ class _Gains:
 
 
 def _words(clauses: Sequence[Clause]) -> list[dict[str, str]]:
-    """Of each clause its words as they are indexed, and one way in which each is written; the names of speakers do not count."""
+    """Of each clause its words as they are indexed, and a way each is written; the names of speakers do not count."""
     names = [name for label in dict.fromkeys(clause.label for clause in clauses) for name in written_words(label)]
     unsaid = STOP_WORDS.union(names, (name[:length] for name in names for length in range(3, len(name))))  # "Mel" is Melanie
     stem = stemmer().stemWord

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from memfold.consolidator import fading
 from memfold.consolidator.consolidator import Consolidator
+from memfold.consolidator.limits import UserLimits
+from memfold.consolidator.looking import Seen
 from memfold.consolidator.policybook import PolicyBook, Set
 from memfold.consolidator.spending import Caps, Spending
 from memfold.errors import MemfoldError
@@ -22,6 +24,7 @@ from memfold.eventstore.parking import Parked
 from memfold.model import Consolidation, SessionConsolidation
 from memfold.policies import Effective, resolved
 from memfold.projections.directory import Directory
+from memfold.projections.fold import memory_id_text
 from memfold.projections.projector import Projector
 
 LEASE = "consolidate"
@@ -57,6 +60,7 @@ class Runner:
         directory: Directory,
         projector: Projector,
         *,
+        limits: UserLimits,
         book: PolicyBook,
         caps: Caps,
         clock: Callable[[], datetime],
@@ -66,6 +70,7 @@ class Runner:
         self._consolidator = consolidator
         self._directory = directory
         self._projector = projector
+        self._limits = limits
         self._book = book
         self._caps = caps
         self._clock = clock
@@ -87,6 +92,9 @@ class Runner:
         found: list[SessionConsolidation] = []
         with self._turn() as is_ours:
             stopped = None if is_ours() else "another worker is consolidating"
+            if not stopped:
+                self._projector.catch_up(time.monotonic() + CATCH_UP_S)
+                found += [_beyond(seen, gone) for seen, gone in self._limits.keep(dry_run=ask.dry_run)]
             for _ in range(PASSES_MAX):
                 if stopped or not ask.go_on():
                     break
@@ -146,7 +154,7 @@ class Runner:
         if ref is None:
             return None
         now = self._clock()
-        noted = {each.key: each for each in self._directory.parked() if each.stream == ref.stream}
+        noted = {each.key: each for each in self._directory.parked(stream=ref.stream)}
         waiting = {key for key, each in noted.items() if each.parked or (each.next_at and each.next_at > now)}
         done = self._consolidator.session(
             session_id,
@@ -176,6 +184,24 @@ class Runner:
         soon = now + max(soonest(book), timedelta(0)) if soonest(book) else None
         times = [at for at in (due_at, soon) if at is not None]
         self._directory.examined(stream, done.version, done.policy_version, min(times, default=None), due_memories, at=now)
+
+
+def _beyond(seen: Seen, gone: Sequence[bytes]) -> SessionConsolidation:
+    """What a user's limits took from a session."""
+    return SessionConsolidation(
+        session_id=seen.session_id,
+        stream_id=memory_id_text(seen.stream),
+        version=seen.version,
+        policy_version=0,
+        memories=len(seen.candidates) - len(gone),
+        windows=(),
+        failed=(),
+        faded=(),
+        expired=tuple(map(memory_id_text, gone)),
+        near_limits=(),
+        due_at=None,
+        stopped=None,
+    )
 
 
 def soonest(book: Set) -> timedelta:

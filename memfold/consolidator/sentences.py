@@ -1,7 +1,7 @@
 """How a text is cut into pieces that can be picked, and what of a piece can go unsaid: pure functions, for any text.
 
 A sentence ends at a line's end, at a full stop, question or exclamation mark that white space follows, or at one that is
-written without spaces (。！？). It does not end within "3.5", "example.org/a.html" or "J. R. Smith", nor behind "Dr." and its like.
+written without spaces (。！？). It does not end within "3.5", "example.org/a.html" or "J. R. Smith", nor behind "Dr.".
 What stands in square brackets at the end of a line, as the caption of an image, is a sentence of its own. Sentences are cut
 into clauses of a few words at least; what is still too long is cut between words, else anywhere.
 """
@@ -13,15 +13,19 @@ from typing import NamedTuple
 
 PIECE_CHARACTERS_MAX = 240  # about fifty tokens
 CLAUSE_WORDS_MIN = 4
-ENGLISH_SHARE = 0.1  # of the words of a text in English; other languages have a few of them by chance
+ENGLISH_SHARE = 0.15  # of the words of a text in English; other languages have a few of them by chance
 
 # A mark with what closes behind it; white space must follow those that also stand within words and numbers.
-_END = re.compile(r"[.!?…؟।]+[\"'”’»)\]*_]*(?=\s)|[。！？｡]+[」』”’）]*|\s(?=\[[^\[\]]*\]\s*$)")
+_END = re.compile(r"[.!?…؟।]+[\"'”’»)\]*_]*(?=\s)|[。！？｡]+[」』”’）]*")
+_CAPTION = re.compile(r"\s\[[^\[\]]*\]\Z")
 LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _ABBREVIATIONS = frozenset(
-    """al approx apt asst ave bldg blvd ca capt cf col comm corp dept dr ed eds eg esp est etc ex fig gen gov hon hr ie inc
+    re.findall(
+        r"\S+",
+        """al approx apt asst ave bldg blvd ca capt cf col comm corp dept dr ed eds eg esp est etc ex fig gen gov hon hr ie inc
     jr lt ltd maj mr mrs ms mt no nos nr op pp pres prof rep rev sen sgt sr st tel univ vol vs
-    jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun""".split()
+    jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun""",
+    )
 )
 _LAST_WORD = re.compile(r"(?:^|[\s(\[\"'“‘])([^\s(\[\"'“‘]+)\.\Z")
 _ITEM = re.compile(r"[0-9]{1,3}|[a-zA-Z]")
@@ -30,14 +34,17 @@ _ENDING = re.compile(r"[\s.!,;:…。、；，：-]+\Z")
 _CODE = re.compile(r"[{}=<>|\\`_;]|://|\w\(")
 _NO_WORD = re.compile(r"[\W_]+")
 
-_ENGLISH = frozenset("the and to of you my it that is with for have this but are".split())
+_ENGLISH = frozenset(re.findall(r"\S+", "the and to of you my it that is with for have this but are i a was in"))
 # What an English headline leaves out: articles, forms of be, and what is said for emphasis or to keep a conversation going.
 _UNSAID = frozenset(
-    """a an the is are was were be been it's that's there's
-    hey hi hello wow whoa yeah yep yes ok okay oh ah aw aww haha lol um uh anyway
-    so really very just totally definitely absolutely actually basically literally super also""".split()
+    re.findall(
+        r"\S+",
+        """a an the is are was were be been it's that's there's
+    hey hi hello wow whoa yeah yep yes ok okay oh ah aw aww haha lol um uh
+    really very just totally definitely absolutely actually basically literally super also""",
+    )
 )
-_UNSAID_FIRST = _UNSAID | frozenset("i i'm i've well".split())  # the line says who speaks
+_UNSAID_FIRST = _UNSAID | frozenset(("i", "i'm", "i've", "well", "so", "anyway"))  # the line says who speaks
 _NEGATION = re.compile(r"(?:not|no|never|nor|neither|cannot|without|.+n['’]t)\Z", re.IGNORECASE)
 
 
@@ -68,6 +75,10 @@ def sentences_of(text: str) -> list[str]:
 
 
 def _sentences(line: str) -> Iterator[str]:
+    if caption := _CAPTION.search(line):
+        yield from _sentences(line[: caption.start()])
+        yield caption[0].strip()
+        return
     begin = 0
     for end in _END.finditer(line):
         sentence = line[begin : end.end()].strip()
@@ -94,14 +105,13 @@ def _goes_on(sentence: str, rest: str) -> bool:
 def clauses_of(sentence: str) -> list[str]:
     """A sentence as clauses of CLAUSE_WORDS_MIN words or more, if it has as many; none longer than PIECE_CHARACTERS_MAX."""
     found: list[str] = []
-    clause = ""
-    for part in _CLAUSE.split(sentence):
-        clause = f"{clause} {part}".strip() if clause and clause.isascii() else clause + part
-        if clause.count(" ") + 1 >= CLAUSE_WORDS_MIN or len(clause) > PIECE_CHARACTERS_MAX // 4:
+    begin = 0
+    for cut in (*(match.end() for match in _CLAUSE.finditer(sentence)), len(sentence)):
+        clause = sentence[begin:cut].strip()
+        is_enough = clause.count(" ") + 1 >= CLAUSE_WORDS_MIN or len(clause) > PIECE_CHARACTERS_MAX // 4
+        if clause and (is_enough or cut == len(sentence)):
             found.append(clause)
-            clause = ""
-    if clause:
-        found.append(clause)
+            begin = cut
     return [piece for long in found for piece in _short_enough(long)]
 
 

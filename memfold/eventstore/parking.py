@@ -15,7 +15,8 @@ PARK = "SELECT memfold.park(%s, %s, %s, %b::bytea, %s::bigint, %s, %s::timestamp
 UNPARK = "SELECT memfold.unpark(%s, %s, %s::uuid, %b::bytea)"
 LIST = """
 SELECT job, stream_id, key, position, reason, attempts, first_at, next_at, parked FROM memfold.parked
-WHERE tenant_id = %s AND (%s::text IS NULL OR job = %s) ORDER BY first_at, stream_id, key"""
+WHERE tenant_id = %s AND (%s::text IS NULL OR job = %s) AND (%s::uuid IS NULL OR stream_id = %s)
+ORDER BY first_at, stream_id, key"""
 STREAMS = "SELECT uuid_send(stream_id) FROM memfold.parked WHERE tenant_id = %s AND job = %s AND stream_id = ANY(%s)"
 
 
@@ -56,9 +57,10 @@ def unpark(connection: Connection, tenant: int, job: str, stream: bytes | None =
     return int(fetch(connection, UNPARK, (tenant, job, arrays.uuid(stream) if stream else None, key))[0])
 
 
-def parked(database: Database, tenant: int, job: str | None = None) -> list[Parked]:
-    """What is set aside, of one job or of all, oldest first."""
-    return [_parked(row) for row in database.rows(LIST, (tenant, job, job))]
+def parked(database: Database, tenant: int, job: str | None = None, stream: bytes | None = None) -> list[Parked]:
+    """What is set aside, of one job or of all, of one stream or of all, oldest first."""
+    of = arrays.uuid(stream) if stream else None
+    return [_parked(row) for row in database.rows(LIST, (tenant, job, job, of, of))]
 
 
 def parked_streams(connection: Connection, tenant: int, job: str, streams: Iterable[bytes]) -> set[bytes]:

@@ -159,9 +159,9 @@ class Directory:
         """Drop the notes about one window, a session's, or all of a job; return how many there were."""
         return self._database.read(lambda connection: parking.unpark(connection, self._tenant, job, stream, key))
 
-    def parked(self, job: str | None = CONSOLIDATE) -> list[Parked]:
-        """What a job set aside, or with None every job, oldest first."""
-        return parking.parked(self._database, self._tenant, job)
+    def parked(self, job: str | None = CONSOLIDATE, *, stream: bytes | None = None) -> list[Parked]:
+        """What a job set aside, or with None every job, of one session or of all, oldest first."""
+        return parking.parked(self._database, self._tenant, job, stream)
 
     # -- counts --------------------------------------------------------------------------------------------------------
 

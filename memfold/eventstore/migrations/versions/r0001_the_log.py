@@ -128,6 +128,6 @@ COMMENT ON COLUMN memfold_keys.keys.wrap_kind IS '1: under a user''s key, 2: und
 def upgrade() -> None:
     # The schemas stand already: the version table lives in one of them.
     run(TABLES)
-    for name in ("immutable", "append", "append_one", "forget", "sessions", "tick"):
+    for name in ("immutable", "append", "append_one", "destroy", "forget", "sessions", "tick"):
         run_file(name)
     grant()

@@ -13,4 +13,5 @@ def upgrade() -> None:
     )
     run("CREATE INDEX keys_bound ON memfold_keys.keys USING gin (sources) WHERE wrap_kind = 3")
     run_file("bound")
+    run_file("destroy")
     grant()

@@ -74,5 +74,5 @@ CREATE INDEX parked_next ON memfold.parked (tenant_id, job, next_at, stream_id) 
 def upgrade() -> None:
     run(TABLES)
     run_file("directory")
-    run_file("forget")
+    run_file("forget")  # whose functions drop a session here too
     grant()
