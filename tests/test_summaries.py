@@ -367,3 +367,40 @@ def test_what_a_user_may_hold_is_kept_over_all_sessions(make_store):
     store.set_policy({"keep": {"newest": 1}, "retention": {"user_bytes_max": 12}, "windows": {"enabled": False}})
     store.consolidate()
     assert (store.count("one"), store.count("two")) == (1, 1)
+
+
+def said_in(context):
+    return [memory.content for group in context.groups.values() for memory in group]
+
+
+def test_a_context_brings_what_was_said_in_the_place_of_a_summary(store):
+    said = store.remember_many([{"content": text, "speaker": text.split()[0]} for text in TURNS], session_id="s", user_id="u")
+    low = summarize(store, ids(said)[:4], "Anna: tea", key="low")
+    top = summarize(store, [low, said[4].id], "Anna: much", key="top")
+    asked = "What did Anna say about a violin?"
+    assert TURNS[2] in said_in(store.context(asked, session_id="s", max_tokens=300))
+    assert TURNS[2] in said_in(store.context(asked, user_id="u", max_tokens=300))
+    assert said_in(store.context(asked, session_id="s", max_tokens=50))[0] == TURNS[2]
+    assert said_in(store.context(asked, session_id="s", max_tokens=1_000))[0] == "Anna: much"
+    assert not set(TURNS[:5]) & set(said_in(store.context(asked, max_tokens=300)))  # of the whole tenant: summaries only
+    after = said_in(store.context(asked, session_id="s", where={"speaker": "Bob"}, max_tokens=300))
+    assert after
+    assert set(after) <= set(TURNS[5:])
+    store.forget(said[2].id)
+    now = said_in(store.context(asked, session_id="s", max_tokens=300))
+    assert TURNS[2] not in now
+    assert not {"Anna: tea", "Anna: much"} & set(now)
+    assert store.sources(said[0].id) == []
+    with pytest.raises(MemoryForgotten):
+        store.get(top)
+
+
+def test_a_context_of_the_past_looks_behind_the_summaries_of_then(store, turns):
+    before = store.stats().position
+    summarize(store, turns[:5], "Anna: tea")
+    then = store.stats().position
+    store.forget(turns[0])
+    for moment in (before, then):
+        found = said_in(store.context("Anna tells about a violin", session_id="s", as_of=moment, max_tokens=300))
+        assert TURNS[2] in found
+        assert TURNS[0] not in found
