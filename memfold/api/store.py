@@ -591,7 +591,8 @@ class MemoryStore:
 
         They are grouped (preferences, facts, summaries, conversation), in order of time, each turn with the one it cannot be
         understood without, and fenced so that whatever they say reads as data. `str(context)` is the text; tokens are counted
-        by the store's `count_tokens`. The other arguments are those of `recall`.
+        by the store's `count_tokens`. What summaries were made from is looked at too, archived or not, except in a context of
+        the whole tenant: most of what a context holds is word for word. The other arguments are those of `recall`.
 
         Raises: as `recall`;
             InvalidQuery: not even one memory fits; it says how many tokens the shortest needs.
