@@ -17,7 +17,7 @@ from memfold.consolidator.running import Ask, Progress, Runner
 from memfold.consolidator.spending import caps_of
 from memfold.consolidator.summarizer import Summarizer
 from memfold.embedding import Encoder
-from memfold.errors import PolicyError
+from memfold.errors import PolicyError, SettingsError
 from memfold.eventstore.append import Committer
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
@@ -30,6 +30,8 @@ from memfold.projections.fold import memory_id_text
 from memfold.projections.projector import Projector
 from memfold.projections.views import Views
 from memfold.settings import Environment, Settings
+
+CONNECTIONS = 5  # of a run, beside those that append
 
 
 class Parts(NamedTuple):
@@ -53,12 +55,21 @@ class Consolidating:
     def __init__(self, parts: Parts) -> None:
         database, keyring, clock = parts.database, parts.keyring, parts.clock
         self._parts = parts
+        self._settings = parts.settings
         self._keyring = keyring
         self._clock = clock
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
         self.directory = Directory(database, keyring.tenant)
         self.projector = Projector(database, keyring, self.directory, clock=clock)
-        self.statistics = Statistics(database, keyring, parts.views, self.directory, self.projector, book=self.book)
+        self.statistics = Statistics(
+            database,
+            keyring,
+            parts.views,
+            self.directory,
+            self.projector,
+            book=self.book,
+            may_catch_up=has_room(parts.settings),
+        )
 
     @cached_property
     def summarizer(self) -> Summarizer:
@@ -132,7 +143,14 @@ class Consolidating:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def run(self, session_id: str | None, ask: Ask) -> Consolidation:
-        """Do what is due, in one session or anywhere."""
+        """Do what is due, in one session or anywhere.
+
+        Raises:
+            SettingsError: this process may not hold enough database connections for it.
+        """
+        if not has_room(self._settings):
+            least = self._settings.append_connections + CONNECTIONS
+            raise SettingsError("pool_connections_max", f"leaves too few for the consolidator: give {least} or more")
         return self.runner.due(ask) if session_id is None else self.runner.session(session_id, ask)
 
     def parked(self) -> list[ParkedWork]:
@@ -148,6 +166,11 @@ class Consolidating:
             self.directory.unpark(each.stream, each.key)
             self.directory.park(each.stream, each.key, reason=each.reason, at=now, next_at=now)
         return len(found) + self.projector.retry_parked()
+
+
+def has_room(settings: Settings) -> bool:
+    """Whether a run has its connections beside those that append: each worker's turn, the projector, and readers."""
+    return settings.pool_connections_max >= settings.append_connections + CONNECTIONS
 
 
 def as_work(each: Parked, session_id: str) -> ParkedWork:

@@ -5,7 +5,7 @@ fades no more.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -69,6 +69,31 @@ def fades_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | 
 def expires_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | None:
     """When the next memory expires; None: none ever does. It may lie in the past."""
     return min((at for _, at in _expiring(candidates, policies)), default=None)
+
+
+def ends(candidates: Sequence[Candidate], policies: Policies) -> dict[bytes, datetime]:
+    """When each memory of a session expires, and each summary because of what it was made from; of the others nothing."""
+    found = {candidate.memory_id: at for candidate, at in _expiring(candidates, policies)}
+    for summary in sorted((each for each in candidates if each.made_from), key=lambda each: each.level):
+        times = [found[source] for source in summary.made_from if source in found]
+        if times:
+            found[summary.memory_id] = min(times)
+    return found
+
+
+def without(candidates: Sequence[Candidate], gone: Collection[bytes], faded: Collection[bytes]) -> list[Candidate]:
+    """A session as it is once some memories are forgotten, with every summary of them, and others have faded."""
+    dead = set(gone)
+    for summary in sorted((each for each in candidates if each.made_from), key=lambda each: each.level):
+        if not dead.isdisjoint(summary.made_from):
+            dead.add(summary.memory_id)
+    back = {source for each in candidates if each.memory_id in dead for source in each.made_from}
+    back -= {source for each in candidates if each.memory_id not in dead for source in each.made_from}
+    return [
+        each._replace(archived=each.memory_id in faded or (each.archived and each.memory_id not in back))
+        for each in candidates
+        if each.memory_id not in dead
+    ]
 
 
 def _fading(candidates: Sequence[Candidate], policies: Policies) -> Iterator[tuple[Candidate, datetime]]:
