@@ -55,7 +55,6 @@ class Consolidating:
     def __init__(self, parts: Parts) -> None:
         database, keyring, clock = parts.database, parts.keyring, parts.clock
         self._parts = parts
-        self._settings = parts.settings
         self._keyring = keyring
         self._clock = clock
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
@@ -148,8 +147,8 @@ class Consolidating:
         Raises:
             SettingsError: this process may not hold enough database connections for it.
         """
-        if not has_room(self._settings):
-            least = self._settings.append_connections + CONNECTIONS
+        if not has_room(self._parts.settings):
+            least = self._parts.settings.append_connections + CONNECTIONS
             raise SettingsError("pool_connections_max", f"leaves too few for the consolidator: give {least} or more")
         return self.runner.due(ask) if session_id is None else self.runner.session(session_id, ask)
 
