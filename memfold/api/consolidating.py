@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from memfold import rules
@@ -53,10 +54,9 @@ class Consolidating:
 
     def __init__(self, parts: Parts) -> None:
         database, keyring, clock = parts.database, parts.keyring, parts.clock
-        self._settings = parts.settings
+        self._parts = parts
         self._keyring = keyring
         self._clock = clock
-        self.summarizer = summarizer_of(parts)
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
         self.directory = Directory(database, keyring.tenant)
         self.projector = Projector(database, keyring, self.directory, clock=clock)
@@ -69,21 +69,35 @@ class Consolidating:
             book=self.book,
             may_catch_up=has_room(parts.settings),
         )
+
+    @cached_property
+    def summarizer(self) -> Summarizer:
+        """Who summarizes. Counts and policies do without, so that one who is set up wrongly does not stand in their way.
+
+        Raises:
+            SettingsError: the language model that the environment names is unusable.
+        """
+        return summarizer_of(self._parts)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """Who does what is due. Raises as `summarizer`."""
+        parts = self._parts
         consolidator = Consolidator(
-            *(database, keyring, parts.views, parts.committer, parts.forgetter),
+            *(parts.database, parts.keyring, parts.views, parts.committer, parts.forgetter),
             book=self.book,
             summarizer=self.summarizer,
             count=parts.count,
-            clock=clock,
+            clock=parts.clock,
             retries_max=parts.settings.retries_max,
         )
-        limits = UserLimits(keyring, self.directory, parts.forgetter, self.book, consolidator.look)
-        self.runner = Runner(
-            *(database, keyring, consolidator, self.directory, self.projector),
+        limits = UserLimits(parts.keyring, self.directory, parts.forgetter, self.book, consolidator.look)
+        return Runner(
+            *(parts.database, parts.keyring, consolidator, self.directory, self.projector),
             limits=limits,
             book=self.book,
             caps=caps_of(parts.settings),
-            clock=clock,
+            clock=parts.clock,
         )
 
     # -- policies ------------------------------------------------------------------------------------------------------
@@ -133,8 +147,8 @@ class Consolidating:
         Raises:
             SettingsError: this process may not hold enough database connections for it.
         """
-        if not has_room(self._settings):
-            least = self._settings.append_connections + CONNECTIONS
+        if not has_room(self._parts.settings):
+            least = self._parts.settings.append_connections + CONNECTIONS
             raise SettingsError("pool_connections_max", f"leaves too few for the consolidator: give {least} or more")
         return self.runner.due(ask) if session_id is None else self.runner.session(session_id, ask)
 
