@@ -203,7 +203,8 @@ class Stats(Discreet, frozen=True, kw_only=True):
     `memories` were remembered and not forgotten, archived or not; `summaries` live beside them, and `archived` counts what is
     out of default recall, summaries too. `tokens_before` are those of what living summaries were made from, `tokens_after`
     their own, `compression_ratio` the second by the first. `growth` is what was appended day by day, if days were asked for.
-    Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used to 80 %.
+    Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used to 80 %, if details
+    were asked for.
     """
 
     shown = (
@@ -242,7 +243,7 @@ class CompressedWindow(Discreet, frozen=True, kw_only=True):
     in one without summaries.
     """
 
-    shown = ("memory_ids", "level", "tokens_before", "tokens_after", "summary_id")
+    shown = ("memories", "level", "tokens_before", "tokens_after", "summary_id")
 
     memory_ids: tuple[str, ...]
     level: int
@@ -250,6 +251,11 @@ class CompressedWindow(Discreet, frozen=True, kw_only=True):
     tokens_after: int
     summary_id: str | None
     text: str | None
+
+    @property
+    def memories(self) -> int:
+        """How many it is made of."""
+        return len(self.memory_ids)
 
 
 class FailedWindow(Discreet, frozen=True, kw_only=True):
@@ -271,7 +277,7 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     not everything was done, None if it was. `version` is that of the session's stream afterwards; `memories` are in it.
     """
 
-    shown = ("version", "windows", "failed", "faded", "expired", "due_at", "stopped")
+    shown = ("version", "windows_count", "failed_count", "faded_count", "expired_count", "due_at", "stopped")
 
     session_id: str
     stream_id: str
@@ -285,6 +291,31 @@ class SessionConsolidation(Discreet, frozen=True, kw_only=True):
     near_limits: tuple[str, ...]
     due_at: datetime | None
     stopped: str | None
+
+    @property
+    def windows_count(self) -> int:
+        """How many windows became a summary, or would."""
+        return len(self.windows)
+
+    @property
+    def failed_count(self) -> int:
+        """How many could not be summarized."""
+        return len(self.failed)
+
+    @property
+    def faded_count(self) -> int:
+        """How many memories faded."""
+        return len(self.faded)
+
+    @property
+    def expired_count(self) -> int:
+        """How many memories were forgotten, or would be."""
+        return len(self.expired)
+
+    @property
+    def did_something(self) -> bool:
+        """Whether anything was done, or would be."""
+        return bool(self.windows or self.faded or self.expired)
 
 
 class ParkedWork(Discreet, frozen=True, kw_only=True):
@@ -305,6 +336,69 @@ class ParkedWork(Discreet, frozen=True, kw_only=True):
     next_at: datetime | None
 
 
+class JobStatus(Discreet, frozen=True, kw_only=True):
+    """How a job of the workers fares.
+
+    `name` is "consolidate" (which lets fade and forgets too), "embed" or "directory". `due` counts what waits to be done:
+    sessions (10,000 at most are counted), or events. `has_worker`: a living worker has taken it on, and `next_at` is when that
+    one runs it next. `running`: it is at it now; `beat_at` is its last sign of life. `runs` counts those that ended, `failures`
+    those in a row that failed. `reason` says why the last one did, or what else there is to say of it.
+    """
+
+    shown = (
+        *("name", "due", "has_worker", "running", "last_started_at", "last_finished_at", "next_at", "beat_at"),
+        *("runs", "failures", "reason"),
+    )
+
+    name: str
+    due: int
+    has_worker: bool
+    running: bool
+    last_started_at: datetime | None
+    last_finished_at: datetime | None
+    next_at: datetime | None
+    beat_at: datetime | None
+    runs: int
+    failures: int
+    reason: str | None
+
+
+class NearLimit(Discreet, frozen=True, kw_only=True):
+    """A limit of which 80 % or more is used: of a retention in a session, or of what may be spent in a day."""
+
+    shown = ("limit", "used", "allowed")
+
+    limit: str
+    used: float
+    allowed: float
+    session_id: str | None
+
+
+class WorkStatus(Discreet, frozen=True, kw_only=True):
+    """How the work behind the log fares: `memfold work`, `MemoryStore(background=True)`, and who calls `consolidate`.
+
+    `directory_lag` counts the events that the directory does not know of, `embedding_lag` those without a vector. Tokens and
+    `cost` are what summarizers have charged this tenant, `today` by UTC. `parked` counts what was set aside or waits for
+    another try, by job; `parked()` lists it. `near_limits` are those of which 80 % is used, 100 at most.
+    """
+
+    shown = (
+        *("jobs", "directory_lag", "embedding_lag", "summarizer", "tokens_today", "tokens", "cost_today", "cost"),
+        *("parked", "near_limits"),
+    )
+
+    jobs: tuple[JobStatus, ...]
+    directory_lag: int
+    embedding_lag: int
+    summarizer: str
+    tokens_today: int
+    tokens: int
+    cost_today: float
+    cost: float
+    parked: dict[str, int]
+    near_limits: tuple[NearLimit, ...]
+
+
 class Consolidation(Discreet, frozen=True, kw_only=True):
     """What a run of the consolidator did, or with `dry_run` would do, session by session.
 
@@ -312,7 +406,10 @@ class Consolidation(Discreet, frozen=True, kw_only=True):
     done: a cap was reached, or another worker is at it; None if it was done.
     """
 
-    shown = ("sessions", "dry_run", "prompt_tokens", "completion_tokens", "cost", "stopped")
+    shown = (
+        *("sessions_count", "windows_count", "tokens_before", "tokens_after", "failed_count", "faded_count", "expired_count"),
+        *("dry_run", "prompt_tokens", "completion_tokens", "cost", "stopped"),
+    )
 
     sessions: tuple[SessionConsolidation, ...]
     dry_run: bool
@@ -322,9 +419,34 @@ class Consolidation(Discreet, frozen=True, kw_only=True):
     stopped: str | None
 
     @property
+    def sessions_count(self) -> int:
+        """How many sessions were looked at; one that was looked at again counts once."""
+        return len({session.stream_id for session in self.sessions})
+
+    @property
     def windows(self) -> tuple[CompressedWindow, ...]:
         """The windows of all sessions."""
         return tuple(window for session in self.sessions for window in session.windows)
+
+    @property
+    def windows_count(self) -> int:
+        """How many windows became a summary, or would."""
+        return len(self.windows)
+
+    @property
+    def failed_count(self) -> int:
+        """How many windows could not be summarized."""
+        return sum(session.failed_count for session in self.sessions)
+
+    @property
+    def faded_count(self) -> int:
+        """How many memories faded."""
+        return sum(session.faded_count for session in self.sessions)
+
+    @property
+    def expired_count(self) -> int:
+        """How many memories were forgotten, or would be."""
+        return sum(session.expired_count for session in self.sessions)
 
     @property
     def tokens_before(self) -> int:
@@ -386,7 +508,9 @@ __all__ = [
     "Discreet",
     "Embedding",
     "Erasure",
+    "JobStatus",
     "Memory",
+    "NearLimit",
     "NewMemory",
     "OnDuplicate",
     "Order",
@@ -401,4 +525,5 @@ __all__ = [
     "Status",
     "StoredEvent",
     "UnsetType",
+    "WorkStatus",
 ]

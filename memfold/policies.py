@@ -186,4 +186,22 @@ def dump(policy: Policy | Effective) -> dict[str, Any]:
 
 
 def _shown(section: Section) -> dict[str, Any]:
-    return {name: msgspec.to_builtins(getattr(section, name)) for name in section.__struct_fields__}
+    return {name: _plain(getattr(section, name)) for name in section.__struct_fields__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return _duration(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return msgspec.to_builtins(value)
+
+
+def _duration(value: timedelta) -> str:
+    """As people write it: "PT4H", where msgspec would say "PT14400S"."""
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    second = f"{seconds}.{value.microseconds:06d}".rstrip("0").rstrip(".") if value.microseconds else str(seconds)
+    time = "".join(f"{count}{unit}" for count, unit in ((hours, "H"), (minutes, "M"), (second, "S")) if count not in (0, "0"))
+    days = f"{value.days}D" if value.days or not time else ""
+    return f"P{days}{f'T{time}' if time else ''}"

@@ -5,7 +5,7 @@ Limits are generous for a memory and small for a log: what is larger belongs in 
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ TAGS_MAX = 64
 BATCH_MAX = 10_000
 BATCH_BYTES_MAX = 64 * 1024 * 1024
 LIMIT_MAX = 10_000
+DAYS_MAX = 3_653  # ten years
 WAIT_S_MAX = 1e9
 SESSIONS_MAX = 10_000
 INTEGER_MAX = 2**63 - 1
@@ -284,8 +285,8 @@ def ranking(value: object) -> Ranking:
 
 def days(value: object) -> int:
     """How many days to look back: up to ten years."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 3_653:
-        raise InvalidQuery("days", "must be a whole number from 0 to 3,653")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= DAYS_MAX:
+        raise InvalidQuery("days", f"must be a whole number from 0 to {DAYS_MAX:,}")
     return value
 
 
@@ -293,6 +294,13 @@ def flag(name: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):
         raise InvalidQuery(name, "must be True or False")
+    return value
+
+
+def callback(name: str, value: Callable[..., None] | None) -> Callable[..., None] | None:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        raise InvalidQuery(name, f"is {type(value).__name__}: give a function, or None")
     return value
 
 
@@ -305,6 +313,8 @@ def memory_ids(value: object) -> list[str]:
     ids = list(value)
     if len(ids) > LIMIT_MAX:
         raise InvalidQuery("memory_ids", f"are more than {LIMIT_MAX:,}: give fewer at a time")
+    if not all(isinstance(each, str) for each in ids):
+        raise InvalidQuery("memory_ids", "hold something that is no id: ids are strings")
     return ids
 
 

@@ -13,7 +13,9 @@ from memfold import (
     InvalidQuery,
     KeyUnavailable,
     MemfoldError,
+    MemoryNotFound,
     MemoryStore,
+    PolicyError,
     Settings,
     SettingsError,
     StoreUnavailable,
@@ -166,6 +168,110 @@ def test_a_filter_error_says_where(store):
         store.find("s", where={"$and": [{"role": "user"}, {"importance": {"$gt": SECRET}}]})
     assert caught.value.path == "$and[1].importance.$gt"
     assert is_discreet(caught.value)
+
+
+NOWHERE = "01a1fca0-b8bf-71ee-aa42-d184c3a406c8"
+BAD_CONSOLIDATIONS = {
+    "dry_run of text": ("dry_run", lambda store: store.consolidate(dry_run="yes")),
+    "summaries 1": ("summaries", lambda store: store.consolidate(dry_run=True, summaries=1)),
+    "until_idle None": ("until_idle", lambda store: store.consolidate(until_idle=None)),
+    "progress that is no function": ("progress", lambda store: store.consolidate(progress=7)),
+    "a session that is no text": ("session_id", lambda store: store.consolidate(7)),
+    "an empty session": ("session_id", lambda store: store.consolidate("")),
+    "a policy of a session that is no text": ("session_id", lambda store: store.set_policy({}, session_id=7)),
+    "a policy of an empty category": ("category", lambda store: store.set_policy({}, category="")),
+    "the policy of a category that is no text": ("category", lambda store: store.policy(category=7)),
+    "sources, at most none": ("limit", lambda store: store.sources(NOWHERE, limit=0)),
+    "sources for an empty query": ("query", lambda store: store.sources(NOWHERE, query=" ")),
+    "sources for a query that is no text": ("query", lambda store: store.sources(NOWHERE, query=7)),
+    "restore None": ("memory_ids", lambda store: store.restore(None)),
+    "restore a number": ("memory_ids", lambda store: store.restore(7)),
+    "restore a list": ("memory_ids", lambda store: store.restore([NOWHERE, []])),
+    "restore a None": ("memory_ids", lambda store: store.restore([None])),
+    "restore very much": ("memory_ids", lambda store: store.restore([NOWHERE] * 10_001)),
+    "find what is archived, perhaps": ("include_archived", lambda store: store.find("s", include_archived="no")),
+    "count what is archived, perhaps": ("include_archived", lambda store: store.count("s", include_archived=1)),
+    "recall what is archived, perhaps": ("include_archived", lambda store: store.recall("tea", include_archived=None)),
+    "context of what is archived, perhaps": ("include_archived", lambda store: store.context("tea", include_archived="")),
+    "refresh 1": ("refresh", lambda store: store.recall("tea", session_id="s", refresh=1)),
+    "days of text": ("days", lambda store: store.stats(days="seven")),
+    "days below 0": ("days", lambda store: store.stats(days=-1)),
+    "days True": ("days", lambda store: store.stats(days=True)),
+    "days without end": ("days", lambda store: store.stats(days=10**9)),
+}
+
+
+@pytest.mark.parametrize(("argument", "call"), BAD_CONSOLIDATIONS.values(), ids=BAD_CONSOLIDATIONS.keys())
+def test_a_bad_argument_about_summaries_is_named_and_nothing_is_written(store, argument, call):
+    store.remember("tea", session_id="s")
+    with pytest.raises(InvalidQuery) as caught:
+        call(store)
+    assert caught.value.argument == argument
+    assert store.stats().events == 1
+    assert store.policies()["tenant"] is None
+
+
+BAD_POLICIES = {
+    "a policy that is text": ("policy", {"policy": SECRET}),
+    "a policy that is a list": ("policy", {"policy": [{}]}),
+    "an unknown section": ("policy", {"policy": {SECRET: {}}}),
+    "an unknown field": ("windows", {"policy": {"windows": {SECRET: 1}}}),
+    "a duration of words": ("windows.older_than", {"policy": {"windows": {"older_than": SECRET}}}),
+    "a window that is larger than it may be": (
+        "windows.memories_min",
+        {"policy": {"windows": {"memories_min": 9, "memories_max": 3}}},
+    ),
+    "a target of everything": ("windows.target", {"policy": {"windows": {"target": 1.0}}}),
+    "a retention in which nothing gets old": (
+        "retention.max_age",
+        {"policy": {"windows": {"older_than": "P7D"}, "retention": {"max_age": "P1D"}}},
+    ),
+    "a limit of the user's in a session": (
+        "retention.user_bytes_max",
+        {"policy": {"retention": {"user_bytes_max": 1}}, "session_id": "s"},
+    ),
+    "a pin that is no id": ("keep.memory_ids", {"policy": {"keep": {"memory_ids": [SECRET]}}}),
+    "of a session and of a category": ("category", {"policy": {}, "session_id": "s", "category": "fact"}),
+    "of a session that is not there": ("session_id", {"policy": {}, "session_id": SECRET}),
+}
+
+
+@pytest.mark.parametrize(("path", "arguments"), BAD_POLICIES.values(), ids=BAD_POLICIES.keys())
+def test_a_bad_policy_is_refused_with_the_path_to_the_fault(store, path, arguments):
+    store.remember("tea", session_id="s")
+    with pytest.raises(PolicyError) as caught:
+        store.set_policy(**arguments)
+    assert caught.value.path == path
+    assert path in str(caught.value)
+    assert is_discreet(caught.value)
+    assert (store.stats().events, store.policies()) == (1, {"tenant": None, "categories": {}, "sessions": {}})
+
+
+@pytest.mark.parametrize("memory_id", [NOWHERE, SECRET, ""])
+@pytest.mark.parametrize("verb", ["sources", "derived_from", "restore"])
+def test_an_id_of_nothing_leads_nowhere_and_brings_nothing_back(store, verb, memory_id):
+    memory = store.remember("tea", session_id="s")
+    with pytest.raises(MemoryNotFound):
+        getattr(store, verb)([memory.id, memory_id] if verb == "restore" else memory_id)
+    assert store.stats().events == 1
+
+
+class Nameless:
+    def summarize(self, window):
+        return None
+
+
+@pytest.mark.parametrize("summarizer", [7, object(), Nameless, Nameless()])
+def test_a_summarizer_that_is_none_is_refused(server_url, summarizer):
+    with pytest.raises(SettingsError, match="summarizer"):
+        MemoryStore(server_url, master_key="A" * 43, summarizer=summarizer)
+
+
+def test_what_is_not_there_is_nothing_to_do(store):
+    done = store.consolidate("nowhere", until_idle=True)
+    assert (done.sessions, done.stopped) == ((), None)
+    assert (store.restore([]), store.parked(), store.retry_parked()) == ([], [], 0)
+    assert store.stats().events == 0
 
 
 @pytest.mark.parametrize("reason", ["free text with spaces", SECRET.upper(), "", "x" * 65, 7])

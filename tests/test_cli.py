@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from conftest import MASTER_KEY
+from shell import Shell
 from typer.testing import CliRunner
 
 from memfold import MemoryStore
@@ -21,41 +22,6 @@ from memfold.eventstore import embedded
 from memfold.settings import Environment, Settings
 
 NOBODY = "01a1fca0-b8bf-71ee-aa42-d184c3a406c8"
-
-
-class Shell:
-    """Runs `python -m memfold` on a target."""
-
-    def __init__(self, target, **environment):
-        self.target = str(target)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("MEMFOLD_")}
-        self.environment = clean | {"MEMFOLD_TARGET": self.target, "TZ": "Europe/Berlin", **environment}
-
-    def start(self, *arguments, **streams):
-        command = [sys.executable, "-m", "memfold", *map(str, arguments)]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-        return subprocess.Popen(command, env=self.environment, **streams)
-
-    def run(self, *arguments, exits=0, typed=None):
-        """Run a command to its end; its standard output, or what it said on standard error if it was to fail."""
-        with self.start(*arguments, stdin=subprocess.DEVNULL if typed is None else subprocess.PIPE) as process:
-            out, err = process.communicate(typed, timeout=60)
-        assert process.returncode == exits, err.decode()
-        assert b"Traceback" not in err
-        return (err if exits else out).decode()
-
-    def json(self, *arguments):
-        return json.loads(self.run(*arguments, "--json"))
-
-    def here(self, *arguments, exits=0, typed=None):
-        """As `run`, but in this process, which has imported everything already."""
-        runner = CliRunner(env={"MEMFOLD_TARGET": self.target, "MEMFOLD_MASTER_KEY": None})
-        result = runner.invoke(cli.app, [*map(str, arguments)], input=typed, prog_name="memfold")
-        assert result.exit_code == exits, result.output
-        return result.stderr if exits else result.stdout
-
-    def json_here(self, *arguments):
-        return json.loads(self.here(*arguments, "--json"))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +86,11 @@ def test_a_memory_is_remembered_recalled_changed_and_forgotten(shell):
         **{"database_bytes": None, "views": 0, "view_bytes": 0},
         **{"embedder": "all-MiniLM-L6-v2-int8", "embedding_lag": 0},
         **{"query_hit_rate": None, "recall_hit_rate": None},
+        **{"summaries": 0, "archived": 0, "tokens_before": 0, "tokens_after": 0, "compression_ratio": None},
+        **{"growth": [], "categories": {}, "near_limits": []},
     }
+    (today,) = shell.json_here("stats", "--session", "porter", "--days", 1)["growth"]
+    assert today["events"] == 3
     for verb in ("get", "update"):
         options = ["--content", "x"] if verb == "update" else []
         said = json.loads(shell.here(verb, told["id"], *options, "--json", exits=3))
@@ -406,7 +376,7 @@ def test_a_writer_in_flight_that_holds_back_the_settled_position_is_named(shell)
         ),
         (
             "UPDATE memfold.alembic_version SET version_num = '9999'",
-            "UPDATE memfold.alembic_version SET version_num = '0006'",
+            "UPDATE memfold.alembic_version SET version_num = '0007'",
             *("schema", "9999"),
         ),
     ],

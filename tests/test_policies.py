@@ -88,6 +88,7 @@ def test_what_holds_is_shown_with_every_value():
     shown = dump(Policies().of(None))
     assert set(shown) == set(SECTIONS)
     assert shown["windows"]["older_than"] == "P1D"
+    assert shown["windows"]["pause"] == "PT4H"
     assert policy(shown) == DEFAULT
 
 

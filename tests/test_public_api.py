@@ -12,6 +12,8 @@ from memfold import AsyncMemoryStore, MemoryStore, errors
 
 VERBS = [
     *("remember", "remember_many", "update", "forget", "forget_session", "forget_user", "forget_where"),
+    *("consolidate", "set_policy", "policy", "policies", "parked", "retry_parked", "sources", "derived_from", "restore"),
+    *("work", "status"),
     *("get", "find", "count", "recall", "context", "history", "sessions", "stats", "events", "flush", "close"),
 ]
 
@@ -60,7 +62,7 @@ def test_every_verb_says_what_a_caller_may_count_on():
 
 
 def test_importing_memfold_loads_nothing_heavy():
-    heavy = ["sqlalchemy", "psycopg", "alembic", "cryptography", "typer", "rich", "msgspec", "sqlite3", "openai"]
+    heavy = ["sqlalchemy", "psycopg", "alembic", "cryptography", "typer", "rich", "apscheduler", "msgspec", "sqlite3", "openai"]
     code = f"import sys, memfold; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -275,6 +275,49 @@ def test_histories_drawn_at_random_fold_alike_and_leave_no_summary_of_what_was_f
                 assert [(hit.memory, hit.score) for hit in each.recall(query, limit=100, ranking="fixed", **scope)] == expected
 
 
+def test_a_summary_of_what_was_said_is_ranked_as_conversation(store):
+    said = store.remember_many([{"content": text, "speaker": text.split()[0]} for text in TURNS], session_id="s")
+    for begin in (0, 5):
+        summarize(store, ids(said)[begin : begin + 5], f"{said[begin].speaker}: tea; trains; a violin", key=str(begin))
+    hits = store.recall("What does Anna play?", session_id="s", explain=True)
+    assert all("usual" in hit.parts for hit in hits)  # the learned ranker was asked
+    assert hits[0].memory.content.startswith("Anna")
+    facts = store.remember_many(TURNS, session_id="facts")
+    summarize(store, ids(facts)[:5], "Anna: tea", key="facts")
+    assert all("usual" not in hit.parts for hit in store.recall("tea", session_id="facts", explain=True))
+
+
+def test_who_is_named_in_a_summary_counts_as_who_speaks(store):
+    said = store.remember_many([{"content": "It was lovely there", "speaker": who} for who in ("Anna", "Bob")], session_id="s")
+    summaries = {
+        who: summarize(store, [each.id], f"{who}: lovely", key=who) for who, each in zip(("Anna", "Bob"), said, strict=True)
+    }
+    store.remember("Nobody says anything", session_id="s", speaker="Anna")
+    hits = {hit.memory.id: hit.parts for hit in store.recall("Anna", session_id="s", ranking="fixed", explain=True)}
+    assert hits[summaries["Anna"]]["speaker"] > 0
+    assert hits.get(summaries["Bob"], {}).get("speaker", 0) == 0
+
+
+def test_the_ranker_forgets_who_spoke_with_the_memory(store):
+    said = store.remember_many([{"content": text, "speaker": "Anna"} for text in TURNS[:3]], session_id="s")
+    facts = store.remember_many(TURNS[3:7], session_id="s")
+    summary = summarize(store, ids(said)[:2], "Anna: tea", key="1")
+
+    def is_conversation():
+        with store._views.session("s") as view:
+            return view.is_conversation
+
+    assert not is_conversation()  # three of seven
+    store.forget(facts[0].id)
+    assert is_conversation()  # three of six; two of them archived
+    store.forget(said[0].id)
+    assert not is_conversation()  # two of five; the summary is gone
+    store.update(facts[1].id, speaker="Bob")
+    assert is_conversation()
+    with pytest.raises(MemoryForgotten):
+        store.get(summary)
+
+
 def test_counts_tell_summaries_from_memories(store, turns):
     summary = summarize(store, turns[:5])
     store.remember("one more", session_id="s", category="fact")
@@ -282,7 +325,7 @@ def test_counts_tell_summaries_from_memories(store, turns):
         assert (stats.memories, stats.summaries, stats.archived, stats.forgotten) == (11, 1, 5, 0)
         assert (stats.tokens_before, stats.tokens_after, stats.compression_ratio) == (100, 10, 0.1)
         assert stats.growth == ()
-    stats = store.stats("s", days=2)
+    stats = store.stats("s", days=2, details=True)
     assert sum(day.events for day in stats.growth) == 13
     assert all(day.bytes > 0 for day in stats.growth)
     assert {name: each.memories for name, each in stats.categories.items()} == {"": 10, "fact": 1, "summary": 1}
@@ -296,9 +339,9 @@ def test_counts_tell_summaries_from_memories(store, turns):
 
 def test_limits_near_their_end_are_told(store, turns):
     store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 12}})
-    assert store.stats("s").near_limits == ("session_memories_max",)
+    assert store.stats("s", details=True).near_limits == ("session_memories_max",)
     store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 13}})
-    assert store.stats("s").near_limits == ()
+    assert store.stats("s", details=True).near_limits == ()
 
 
 def test_what_a_recall_refreshes_counts_from_there(store, turns):
@@ -324,3 +367,40 @@ def test_what_a_user_may_hold_is_kept_over_all_sessions(make_store):
     store.set_policy({"keep": {"newest": 1}, "retention": {"user_bytes_max": 12}, "windows": {"enabled": False}})
     store.consolidate()
     assert (store.count("one"), store.count("two")) == (1, 1)
+
+
+def said_in(context):
+    return [memory.content for group in context.groups.values() for memory in group]
+
+
+def test_a_context_brings_what_was_said_in_the_place_of_a_summary(store):
+    said = store.remember_many([{"content": text, "speaker": text.split()[0]} for text in TURNS], session_id="s", user_id="u")
+    low = summarize(store, ids(said)[:4], "Anna: tea", key="low")
+    top = summarize(store, [low, said[4].id], "Anna: much", key="top")
+    asked = "What did Anna say about a violin?"
+    assert TURNS[2] in said_in(store.context(asked, session_id="s", max_tokens=300))
+    assert TURNS[2] in said_in(store.context(asked, user_id="u", max_tokens=300))
+    assert said_in(store.context(asked, session_id="s", max_tokens=50))[0] == TURNS[2]
+    assert said_in(store.context(asked, session_id="s", max_tokens=1_000))[0] == "Anna: much"
+    assert not set(TURNS[:5]) & set(said_in(store.context(asked, max_tokens=300)))  # of the whole tenant: summaries only
+    after = said_in(store.context(asked, session_id="s", where={"speaker": "Bob"}, max_tokens=300))
+    assert after
+    assert set(after) <= set(TURNS[5:])
+    store.forget(said[2].id)
+    now = said_in(store.context(asked, session_id="s", max_tokens=300))
+    assert TURNS[2] not in now
+    assert not {"Anna: tea", "Anna: much"} & set(now)
+    assert store.sources(said[0].id) == []
+    with pytest.raises(MemoryForgotten):
+        store.get(top)
+
+
+def test_a_context_of_the_past_looks_behind_the_summaries_of_then(store, turns):
+    before = store.stats().position
+    summarize(store, turns[:5], "Anna: tea")
+    then = store.stats().position
+    store.forget(turns[0])
+    for moment in (before, then):
+        found = said_in(store.context("Anna tells about a violin", session_id="s", as_of=moment, max_tokens=300))
+        assert TURNS[2] in found
+        assert TURNS[0] not in found

@@ -6,7 +6,7 @@ There is no second implementation: each coroutine is made from the verb itself a
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from memfold.api.opening import MasterKey, Target
 from memfold.api.store import MemoryStore, utc_now
+from memfold.consolidator.summarizer import Summarizer
 from memfold.embedding import Embedder, Reranker
 from memfold.model import StoredEvent
 from memfold.projections.counting import CountTokens
@@ -55,9 +56,12 @@ class AsyncMemoryStore:
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
         reranker: Reranker | None = None,
+        summarizer: Summarizer | None = None,
+        background: bool | Mapping[str, Any] = False,
     ) -> None:
         options: dict[str, Any] = {"tenant": tenant, "master_key": master_key, "clock": clock, "embedder": embedder}
         options |= {"count_tokens": count_tokens, "ranking_weights": ranking_weights, "reranker": reranker}
+        options |= {"summarizer": summarizer, "background": background}
         self._store = MemoryStore(target, settings=settings, **options)
         self._threads = ThreadPoolExecutor((settings or Settings()).async_threads, thread_name_prefix="memfold")
 
@@ -75,7 +79,8 @@ class AsyncMemoryStore:
     async def close(self) -> None:
         """Close the store. The embedded server stops when its last user closes. Closing twice is harmless.
 
-        What is not embedded yet is left to the next process that remembers or recalls it.
+        What is not embedded yet is left to the next process that remembers or recalls it. Work in the background finishes the
+        step at hand.
         """
         await asyncio.to_thread(self._close)
 
@@ -92,9 +97,20 @@ class AsyncMemoryStore:
     count = _forward(MemoryStore.count)
     recall = _forward(MemoryStore.recall)
     context = _forward(MemoryStore.context)
+    consolidate = _forward(MemoryStore.consolidate)
+    set_policy = _forward(MemoryStore.set_policy)
+    policy = _forward(MemoryStore.policy)
+    policies = _forward(MemoryStore.policies)
+    parked = _forward(MemoryStore.parked)
+    retry_parked = _forward(MemoryStore.retry_parked)
+    sources = _forward(MemoryStore.sources)
+    derived_from = _forward(MemoryStore.derived_from)
+    restore = _forward(MemoryStore.restore)
     history = _forward(MemoryStore.history)
     sessions = _forward(MemoryStore.sessions)
     stats = _forward(MemoryStore.stats)
+    work = _forward(MemoryStore.work)
+    status = _forward(MemoryStore.status)
 
     @functools.wraps(MemoryStore.events)
     async def events(self, after: int = 0, *, session_id: str | None = None) -> AsyncIterator[StoredEvent]:
@@ -109,6 +125,7 @@ class AsyncMemoryStore:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _close(self) -> None:
+        self._store._end_work()  # it may be one of the threads
         self._threads.shutdown(wait=True)
         self._store.close()
 

@@ -30,6 +30,8 @@ from memfold.projections.projector import Projector
 from memfold.projections.views import Views
 from memfold.settings import Environment, Settings
 
+CONNECTIONS = 5  # of a run, beside those that append
+
 
 class Parts(NamedTuple):
     """What of a store the consolidator works with."""
@@ -51,13 +53,22 @@ class Consolidating:
 
     def __init__(self, parts: Parts) -> None:
         database, keyring, clock = parts.database, parts.keyring, parts.clock
+        self._settings = parts.settings
         self._keyring = keyring
         self._clock = clock
         self.summarizer = summarizer_of(parts)
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
         self.directory = Directory(database, keyring.tenant)
         self.projector = Projector(database, keyring, self.directory, clock=clock)
-        self.statistics = Statistics(database, keyring, parts.views, self.directory, self.projector, book=self.book)
+        self.statistics = Statistics(
+            database,
+            keyring,
+            parts.views,
+            self.directory,
+            self.projector,
+            book=self.book,
+            may_catch_up=has_room(parts.settings),
+        )
         consolidator = Consolidator(
             *(database, keyring, parts.views, parts.committer, parts.forgetter),
             book=self.book,
@@ -117,7 +128,14 @@ class Consolidating:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def run(self, session_id: str | None, ask: Ask) -> Consolidation:
-        """Do what is due, in one session or anywhere."""
+        """Do what is due, in one session or anywhere.
+
+        Raises:
+            SettingsError: this process may not hold enough database connections for it.
+        """
+        if not has_room(self._settings):
+            least = self._settings.append_connections + CONNECTIONS
+            raise SettingsError("pool_connections_max", f"leaves too few for the consolidator: give {least} or more")
         return self.runner.due(ask) if session_id is None else self.runner.session(session_id, ask)
 
     def parked(self) -> list[ParkedWork]:
@@ -133,6 +151,11 @@ class Consolidating:
             self.directory.unpark(each.stream, each.key)
             self.directory.park(each.stream, each.key, reason=each.reason, at=now, next_at=now)
         return len(found) + self.projector.retry_parked()
+
+
+def has_room(settings: Settings) -> bool:
+    """Whether a run has its connections beside those that append: each worker's turn, the projector, and readers."""
+    return settings.pool_connections_max >= settings.append_connections + CONNECTIONS
 
 
 def as_work(each: Parked, session_id: str) -> ParkedWork:
@@ -154,8 +177,6 @@ def summarizer_of(parts: Parts) -> Summarizer:
     if given is None:
         configured = from_environment(parts.environment, parts.settings)
         return configured or ExtractiveSummarizer(Encoder(static_embedder()), parts.count)
-    if isinstance(given, type) or not isinstance(given, Summarizer):
-        raise SettingsError("summarizer", f"is {type(given).__name__}: give an object with a name and summarize(window)")
     return given
 
 

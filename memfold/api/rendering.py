@@ -23,7 +23,22 @@ from rich.text import Text
 
 from memfold.api.doctor import Check, RemoteStatus
 from memfold.eventstore.embedded import ServerStatus
-from memfold.model import Change, Erasure, Memory, Page, Recollections, Session, SessionPage, Stats, StoredEvent
+from memfold.model import (
+    Change,
+    Consolidation,
+    Erasure,
+    JobStatus,
+    Memory,
+    Page,
+    ParkedWork,
+    Recollections,
+    Session,
+    SessionConsolidation,
+    SessionPage,
+    Stats,
+    StoredEvent,
+    WorkStatus,
+)
 
 CELL_CHARACTERS_MAX = 500  # of a cell on a terminal; `get` shows everything
 TABLE_EVENTS = 200  # a table is drawn when its widths are known, and a log should appear as it is read
@@ -69,6 +84,33 @@ def show_events(events: Iterator[StoredEvent], *, as_json: bool) -> None:
     columns = ("position", "event", "what")
     while page := list(islice(events, TABLE_EVENTS)):
         _write_grid(Grid(columns, [_event_row(event) for event in page]))
+
+
+def show_work(found: WorkStatus) -> None:
+    """Write how the work behind the log fares: each job, then what concerns all of them."""
+    columns = ("job", "due", "last run", "next run", "runs", "failed in a row")
+    _write_grid(Grid(columns, [_job_row(job) for job in found.jobs]))
+    typer.echo()
+    near = [f"{each.limit} {_text(each.used)} of {_text(each.allowed)} {each.session_id or ''}" for each in found.near_limits]
+    _write_facts(
+        Facts(
+            [
+                ("directory lag", found.directory_lag),
+                ("embedding lag", found.embedding_lag),
+                ("summarizer", found.summarizer),
+                ("tokens spent", f"{found.tokens_today:,} today, {found.tokens:,} in all"),
+                ("cost", f"{found.cost_today:.2f} today, {found.cost:.2f} in all" if found.cost else None),
+                ("parked", tuple(f"{job} {count:,}" for job, count in found.parked.items())),
+                ("limits near their end", tuple(each.strip() for each in near)),
+            ]
+        )
+    )
+
+
+def _job_row(job: JobStatus) -> tuple[object, ...]:
+    last = (job.last_started_at or "never", "running" if job.running else job.last_finished_at)
+    next_run = job.next_at or ("unknown" if job.has_worker else "no worker")
+    return job.name, job.due, last, next_run, job.runs, (job.failures, job.reason)
 
 
 def show_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
@@ -155,8 +197,54 @@ def _sessions(page: SessionPage) -> Grid:
     return Grid(columns, [_session_row(session) for session in page.sessions], page.cursor)
 
 
+def _several(answers: list[Any]) -> Grid:
+    """A list, by what is in it."""
+    return LISTS[type(answers[0])](answers) if answers else Grid((), [])
+
+
+def _memories(memories: list[Memory]) -> Grid:
+    return Grid(("memory", "content"), [_memory_row(memory) for memory in memories])
+
+
+def _parked(found: list[ParkedWork]) -> Grid:
+    rows: list[tuple[object, ...]] = [
+        ((each.job, each.session_id), each.reason, each.attempts, (each.first_at, each.next_at)) for each in found
+    ]
+    return Grid(("what", "why", "tries", "first failed, tried next"), rows)
+
+
 def _changes(changes: list[Change]) -> Grid:
     return Grid(("version", "change", "recorded at", "content"), [_change_row(change) for change in changes])
+
+
+def _consolidation(done: Consolidation) -> Grid:
+    """A row for all summaries of a session, and for what else was done to it; in a dry run a row for each window."""
+    columns = ("session", "what", "memories", "tokens before", "after", "")
+    return Grid(columns, [row for session in done.sessions for row in _session_done(session, each_window=done.dry_run)])
+
+
+def _session_done(session: SessionConsolidation, *, each_window: bool) -> Iterator[tuple[object, ...]]:
+    windows, name = session.windows, session.session_id
+    if each_window:
+        for each in windows:
+            yield name, f"summary of level {each.level}", each.memories, each.tokens_before, each.tokens_after, each.text
+    elif windows:
+        sums = (sum(counts) for counts in zip(*((w.memories, w.tokens_before, w.tokens_after) for w in windows), strict=True))
+        yield name, f"summaries: {len(windows):,}", *sums, None
+    for what, ids in (("faded", session.faded), ("expired", session.expired)):
+        if ids:
+            yield name, what, len(ids), None, None, None
+    for failed in session.failed:
+        yield name, "failed", len(failed.memory_ids), None, None, failed.problem
+    for limit in session.near_limits:
+        yield name, "near its limit", session.memories, None, None, limit
+
+
+def _stats(stats: Stats) -> Facts:
+    told = dict(_fields(stats).pairs)
+    told["growth"] = tuple(f"{day.day}: {day.events:,} events, {day.bytes:,} bytes" for day in stats.growth)
+    told["categories"] = {name: each.memories for name, each in stats.categories.items()}
+    return Facts(list(told.items()))
 
 
 def _fields(answer: msgspec.Struct) -> Facts:
@@ -212,14 +300,17 @@ def _erasure(erasure: Erasure) -> Facts:
     )
 
 
+LISTS: dict[type, Callable[[Any], Grid]] = {Change: _changes, Memory: _memories, ParkedWork: _parked}
+
 LAYOUTS: dict[type, Callable[[Any], Facts | Grid]] = {
     Memory: _memory,
     Page: _page,
     Recollections: _recollections,
     SessionPage: _sessions,
-    list: _changes,
+    list: _several,
+    Consolidation: _consolidation,
     Erasure: _erasure,
-    Stats: _fields,
+    Stats: _stats,
     ServerStatus: _fields,
     RemoteStatus: _fields,
     dict: lambda answer: Facts(list(answer.items())),

@@ -21,6 +21,7 @@ from memfold.api.opening import MasterKey, Target, open_target
 from memfold.api.restoring import Restorer
 from memfold.api.writer import Writer
 from memfold.audit.erasure import Forgetter
+from memfold.consolidator.summarizer import Summarizer
 from memfold.embedding import Embedder, Encoder, Reranker
 from memfold.errors import FilterError, ForkedStore, InvalidMemory, InvalidQuery, MemoryNotFound, SettingsError, StoreClosed
 from memfold.events import MemoryRemembered
@@ -47,6 +48,7 @@ from memfold.model import (
     Stats,
     StoredEvent,
     UnsetType,
+    WorkStatus,
 )
 from memfold.policies import Effective, Policy
 from memfold.projections import lookup
@@ -68,8 +70,8 @@ from memfold.projections.views import Views
 from memfold.settings import Settings, environment
 
 if TYPE_CHECKING:
-    from memfold.api.consolidating import Consolidating
-    from memfold.consolidator.summarizer import Summarizer
+    from memfold.api.consolidating import Consolidating, Parts
+    from memfold.api.working import Stop, Working
 
 Where = Mapping[str, Any]
 
@@ -107,7 +109,8 @@ class MemoryStore:
     defaults to the tokenizer that comes with memfold. `ranking_weights` is a file of weights for recall, as
     scripts/fit-ranking writes it; a `reranker`, such as a cross-encoder, has the last word about the fifty best. A `summarizer`
     says windows in fewer words for `consolidate`; it defaults to the language model that the environment names, else to one
-    that picks sentences and needs none.
+    that picks sentences and needs none. With `background`, a thread does what `work` does until the store closes; a dict says
+    how often, as for `work`.
     Safe to use from many threads; not across a fork.
 
     Raises, besides what each verb says: StoreClosed, ForkedStore, StoreUnavailable, KeyUnavailable, CorruptEvent.
@@ -125,13 +128,17 @@ class MemoryStore:
         count_tokens: CountTokens | None = None,
         ranking_weights: str | os.PathLike[str] | None = None,
         reranker: Reranker | None = None,
-        summarizer: "Summarizer | None" = None,
+        summarizer: Summarizer | None = None,
+        background: bool | Mapping[str, Any] = False,
     ) -> None:
         check_tenant(tenant)
         check_clock(clock)
         self._counter = TokenCounter(count_tokens)
         if reranker is not None and (isinstance(reranker, type) or not isinstance(reranker, Reranker)):
             raise SettingsError("reranker", f"is {type(reranker).__name__}: give an object with rerank(query, texts)")
+        if summarizer is not None and (isinstance(summarizer, type) or not isinstance(summarizer, Summarizer)):
+            problem = f"is {type(summarizer).__name__}: give an object with a name and summarize(window)"
+            raise SettingsError("summarizer", problem)
         self._reranker = reranker
         self._summarizer = summarizer
         self._weights = shipped() if ranking_weights is None else load(Path(ranking_weights))
@@ -151,10 +158,20 @@ class MemoryStore:
         self._views = Views(loader, bytes_max=self._settings.views_bytes_max, idle_s=self._settings.view_idle_s)
         self._put_together(clock, encoder)
         # Also when the program ends without closing: neither the thread nor the server may outlive its last user.
-        self._release = weakref.finalize(self, _let_go, self._follower, opened.release)
+        self._enders = [self._follower.close]
+        self._release = weakref.finalize(self, _let_go, self._enders, opened.release)
         if not self._database.has_role:
             logger.warning("the role memfold_app could not be made or taken: triggers alone keep the log immutable")
         self._closed = False
+        if background:
+            self._work_behind(None if background is True else background)
+
+    def _work_behind(self, jobs: Mapping[str, Any] | None) -> None:
+        try:
+            self._working.start(jobs)
+        except BaseException:
+            self.close()
+            raise
 
     def _put_together(self, clock: Callable[[], datetime], encoder: Encoder) -> None:
         database, keyring, settings = self._database, self._keyring, self._settings
@@ -195,14 +212,16 @@ class MemoryStore:
     def close(self) -> None:
         """Close the store. The embedded server stops when its last user closes. Closing twice is harmless.
 
-        What is not embedded yet is left to the next process that remembers or recalls it.
+        What is not embedded yet is left to the next process that remembers or recalls it. Work in the background finishes the
+        step at hand.
         """
         if self._closed:
             return
         self._closed = True
         if os.getpid() != self._pid:
             return
-        self._follower.close()
+        for end in self._enders:
+            end()
         self._views.close()
         self._committer.close()
         self._database.close()
@@ -455,6 +474,7 @@ class MemoryStore:
         """
         self._check()
         scope, limit = self._scope(session_id, session_ids, user_id, as_of), validation.limit(limit)
+        include_archived = validation.flag("include_archived", include_archived)
         if order not in ("newest", "oldest"):
             raise InvalidQuery("order", 'must be "newest" or "oldest"')
         start = None if cursor is None else from_cursor(order, cursor, tuple[int, int])
@@ -490,6 +510,7 @@ class MemoryStore:
         """
         self._check()
         scope = self._scope(session_id, session_ids, user_id, as_of)
+        include_archived = validation.flag("include_archived", include_archived)
         condition = self._restriction(where, before, after)
         with self._views.lend(scope, _deadline(wait_s)) as view:
             if view is None:
@@ -544,8 +565,9 @@ class MemoryStore:
         asked = self._asked(query, scope, self._restriction(where, before, after), min_score, wait_s)._replace(
             limit=validation.limit(limit), ranking=validation.ranking(ranking), explain=bool(explain)
         )
+        refresh = validation.flag("refresh", refresh)
         found = self._recaller.recall(asked)
-        if validation.flag("refresh", refresh) and as_of is None:
+        if refresh and as_of is None:
             self._restorer.refresh([hit.memory for hit in found])
         return found
 
@@ -569,7 +591,8 @@ class MemoryStore:
 
         They are grouped (preferences, facts, summaries, conversation), in order of time, each turn with the one it cannot be
         understood without, and fenced so that whatever they say reads as data. `str(context)` is the text; tokens are counted
-        by the store's `count_tokens`. The other arguments are those of `recall`.
+        by the store's `count_tokens`. What summaries were made from is looked at too, archived or not, except in a context of
+        the whole tenant: most of what a context holds is word for word. The other arguments are those of `recall`.
 
         Raises: as `recall`;
             InvalidQuery: not even one memory fits; it says how many tokens the shortest needs.
@@ -613,7 +636,7 @@ class MemoryStore:
             with_summaries=validation.flag("summaries", summaries),
             until_idle=validation.flag("until_idle", until_idle),
             go_on=lambda: not self._closed,
-            progress=progress or (lambda _: None),
+            progress=validation.callback("progress", progress) or (lambda _: None),
         )
         return self._consolidating.run(None if session_id is None else validation.session(session_id), ask)
 
@@ -655,23 +678,58 @@ class MemoryStore:
         self._check()
         return self._consolidating.retry_parked()
 
+    def work(self, jobs: Mapping[str, Any] | None = None, *, stop: "Stop | None" = None) -> None:
+        """Do the work behind the log on schedule, in this thread, until `stop` is set or the store closes.
+
+        `jobs` says how often each job runs, where not as usual: {"consolidate": "5m", "embed": 10, "directory": None}. That is
+        seconds, a timedelta, an interval such as "60s", a cron expression such as "0 3 * * *" in this machine's time zone, or
+        None for never. Any number of processes may work: each job is done by one of them at a time, and taken over from one
+        that dies. A job that fails is tried again at its next tick, and `status` says why. When told to stop, it finishes the
+        step at hand. `stop` is a `threading.Event`, or anything with `is_set()`.
+
+        Raises:
+            SettingsError: there is no such job, or that is no schedule.
+        """
+        self._check()
+        self._working.run(jobs, stop)
+
+    def _end_work(self) -> None:
+        if "_working" in self.__dict__:
+            self._working.close()
+
+    def status(self) -> WorkStatus:
+        """How the work behind the log fares: by job, what is due, when it ran and runs next, why it failed; what was spent."""
+        self._check()
+        return self._working.status(self._consolidating)
+
     @cached_property
     def _consolidating(self) -> "Consolidating":
-        from memfold.api.consolidating import Consolidating, Parts  # it is imported by those alone who use it
+        from memfold.api.consolidating import Consolidating  # it is imported by those alone who use it
 
-        return Consolidating(
-            Parts(
-                self._database,
-                self._keyring,
-                self._views,
-                self._committer,
-                self._forgetter,
-                self._settings,
-                environment(),
-                self._counter.one,
-                self._clock,
-                self._summarizer,
-            )
+        return Consolidating(self._parts())
+
+    @cached_property
+    def _working(self) -> "Working":
+        from memfold.api.working import Working
+
+        working = Working(self._parts(), self._follower)
+        self._enders.insert(0, working.close)
+        return working
+
+    def _parts(self) -> "Parts":
+        from memfold.api.consolidating import Parts
+
+        return Parts(
+            self._database,
+            self._keyring,
+            self._views,
+            self._committer,
+            self._forgetter,
+            self._settings,
+            environment(),
+            self._counter.one,
+            self._clock,
+            self._summarizer,
         )
 
     # -- summaries -----------------------------------------------------------------------------------------------------
@@ -740,12 +798,16 @@ class MemoryStore:
         session_place(cursor)
         return self._catalog.sessions(user_id, limit, cursor)
 
-    def stats(self, session_id: str | None = None, *, days: int = 0) -> Stats:
-        """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included."""
+    def stats(self, session_id: str | None = None, *, days: int = 0, details: bool = False) -> Stats:
+        """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included.
+
+        With `details`, a session is folded to say what it holds by category, and which limits are near.
+        """
         self._check()
         session_id = None if session_id is None else validation.session(session_id)
-        since = self._clock() - timedelta(days=validation.days(days)) if days else None
-        return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since)
+        since = self._clock() - timedelta(days=days) if validation.days(days) else None
+        details = validation.flag("details", details)
+        return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since=since, details=details)
 
     def events(self, after: int = 0, *, session_id: str | None = None) -> Iterator[StoredEvent]:
         """The log behind position `after`, in order, up to what is settled at the time of the call.
@@ -798,8 +860,9 @@ def _deadline(wait_s: object) -> float:
     return monotonic() + validation.wait(wait_s)
 
 
-def _let_go(follower: Follower, release: Callable[[], None]) -> None:
-    follower.close()
+def _let_go(enders: list[Callable[[], None]], release: Callable[[], None]) -> None:
+    for end in enders:
+        end()
     release()
 
 

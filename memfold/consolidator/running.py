@@ -81,18 +81,18 @@ class Runner:
 
     def session(self, session_id: str, ask: Ask) -> Consolidation:
         """Do what is due in one session, whether the directory knows of it or not; nothing in an unknown one."""
-        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock)
+        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock, ask.go_on)
         found: list[SessionConsolidation] = []
         for _ in range(PASSES_MAX):
             done = self._examine(session_id, spending, ask)
             found += [done] if done else []
-            if done is None or not (ask.until_idle and ask.go_on() and _did_something(done)) or ask.dry_run:
+            if done is None or not (ask.until_idle and ask.go_on() and done.did_something) or ask.dry_run:
                 break
         return _told(found, spending, ask, None)
 
     def due(self, ask: Ask) -> Consolidation:
         """Do what is due anywhere; nothing, and it says so, while another worker is at it."""
-        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock)
+        spending = Spending(self._database, self._keyring.tenant, self._caps, self._clock, ask.go_on)
         found: list[SessionConsolidation] = []
         with self._turn() as is_ours:
             stopped = None if is_ours() else "another worker is consolidating"
@@ -109,7 +109,7 @@ class Runner:
                     stopped = self._stopped(done, is_ours)
                     if stopped or not ask.go_on():
                         break
-                if ask.dry_run or not ask.until_idle or not any(map(_did_something, found[before:])):
+                if ask.dry_run or not ask.until_idle or not any(done.did_something for done in found[before:]):
                     break
         return _told(found, spending, ask, stopped)
 
@@ -263,7 +263,7 @@ def _all(book: Set) -> list[Effective]:
 def next_time(done: SessionConsolidation, policy: Effective, now: datetime) -> tuple[datetime | None, int | None]:
     """When a session is due again: at a time, and with so many memories, if nothing else happens to it."""
     due_at = done.due_at
-    if due_at is not None and due_at <= now and not _did_something(done):
+    if due_at is not None and due_at <= now and not done.did_something:
         due_at = now + LATER  # what is due is parked, or somebody else is at it
     limits = [policy.retention.session_memories_max]
     if policy.windows.enabled and not policy.windows.older_than:
@@ -274,10 +274,6 @@ def next_time(done: SessionConsolidation, policy: Effective, now: datetime) -> t
 def pause(attempts: int) -> timedelta:
     """How long after a failure a window is tried again."""
     return min(RETRY_FIRST * (1 << min(attempts, 10)), RETRY_LAST)
-
-
-def _did_something(done: SessionConsolidation) -> bool:
-    return bool(done.windows or done.faded or done.expired)
 
 
 def _told(found: Sequence[SessionConsolidation], spending: Spending, ask: Ask, stopped: str | None) -> Consolidation:

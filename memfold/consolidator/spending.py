@@ -21,6 +21,9 @@ SELECT coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens,
 FROM memfold.spending WHERE tenant_id = %s AND day BETWEEN %s AND %s"""
 
 
+STOPPED = "it was asked to stop"
+
+
 class Caps(NamedTuple):
     """What may be spent, by one run of the consolidator and by one tenant in a day; None is no limit."""
 
@@ -48,12 +51,20 @@ def reached(caps: Caps, run: Usage, day: Usage) -> str | None:
 class Spending:
     """What one run spends in the name of a tenant; for one thread."""
 
-    def __init__(self, database: Database, tenant: int, caps: Caps, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tenant: int,
+        caps: Caps,
+        clock: Callable[[], datetime],
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.run = Usage()
         self._database = database
         self._tenant = tenant
         self._caps = caps
         self._clock = clock
+        self._go_on = go_on
 
     def allows(self) -> bool:
         """Whether another window may be summarized."""
@@ -61,7 +72,7 @@ class Spending:
 
     def stopped(self) -> str | None:
         """Why no other window may be summarized, in words; None if one may."""
-        return reached(self._caps, self.run, self.today())
+        return reached(self._caps, self.run, self.today()) if self._go_on() else STOPPED
 
     def record(self, model: str, usage: Usage) -> None:
         """Keep what a summarizer of this name has charged; what costs nothing is not kept."""

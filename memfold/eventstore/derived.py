@@ -127,13 +127,25 @@ def try_lock(connection: Connection, tenant: int, name: str) -> bool:
 
     Taking what one has is harmless.
     """
-    number = int.from_bytes(sha256(f"memfold follower {tenant} {name}".encode()).digest()[:8], "big", signed=True)
-    return bool(fetch(connection, "SELECT pg_try_advisory_lock(%s)", (number,))[0])
+    return bool(fetch(connection, "SELECT pg_try_advisory_lock(%s)", (_lock_number(tenant, name),))[0])
+
+
+def is_locked(database: Database, tenant: int, name: str) -> bool:
+    """Whether anybody has a follower's lease."""
+    number = _lock_number(tenant, name) % 2**64
+    query = """SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid::bigint = %s AND objid::bigint = %s) AS found"""
+    return bool(database.row(query, (number >> 32, number % 2**32)).found)
 
 
 def unlock(connection: Connection) -> None:
     """Give back every lease this connection has."""
     fetch(connection, "SELECT pg_advisory_unlock_all()", ())
+
+
+def _lock_number(tenant: int, name: str) -> int:
+    return int.from_bytes(sha256(f"memfold follower {tenant} {name}".encode()).digest()[:8], "big", signed=True)
 
 
 def _call(  # noqa: PLR0917

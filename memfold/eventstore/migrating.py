@@ -11,7 +11,7 @@ import psycopg
 
 from memfold.errors import SchemaTooNew
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration."""
 
 LOCK = 0x6D656D666F6C64  # "memfold"

@@ -104,6 +104,24 @@ spending = Table(
     schema=SCHEMA,
 )
 
+jobs = Table(
+    "jobs",
+    metadata,
+    _required("tenant_id", BigInteger),
+    _required("name", Text),
+    _required("worker", Text),
+    _required("last_started_at", TIMESTAMP(timezone=True)),
+    Column("last_finished_at", TIMESTAMP(timezone=True)),
+    Column("next_at", TIMESTAMP(timezone=True)),
+    _required("beat_at", TIMESTAMP(timezone=True)),
+    _required("running", Boolean),
+    _required("runs", BigInteger),
+    _required("failures", Integer),
+    Column("reason", Text),
+    PrimaryKeyConstraint("tenant_id", "name", name="jobs_pkey"),
+    schema=SCHEMA,
+)
+
 heads = Table(
     "heads",
     metadata,

@@ -184,6 +184,12 @@ class Directory:
         """The living windows of a session, in the order they came to be."""
         return self._database.read(lambda connection: self._windows(connection, [stream])).get(stream, [])
 
+    def largest(self, memories_min: int, limit: int) -> list[tuple[bytes, int]]:
+        """The streams with at least so many memories, and how many, the largest first; at most `limit`."""
+        query = """SELECT stream_id, memories FROM memfold.directory WHERE tenant_id = %s AND memories >= %s
+            ORDER BY memories DESC, stream_id LIMIT %s"""
+        return [(row.stream_id.bytes, row.memories) for row in self._database.rows(query, (self._tenant, memories_min, limit))]
+
     def totals(self, user: bytes | None = None) -> Totals:
         """Sums over all sessions, or those of one user."""
         query = f"SELECT {SUMS} FROM memfold.directory WHERE tenant_id = %s"

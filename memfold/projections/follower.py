@@ -9,7 +9,7 @@ no other, is tried again later, and holds the durable checkpoint back, so that i
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from memfold.errors import CorruptEvent, EmbedderFailed, EmbeddingTimeout, MemfoldError, ModelFileError, SettingsError
@@ -69,11 +69,14 @@ class Follower:
     def wake(self) -> None:
         """Something was remembered: look at it soon. Returns at once."""
         self._written_at = time.monotonic()
+        self._start()
+        self._woken.set()
+
+    def _start(self) -> None:
         with self._lock:
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="memfold-embed", daemon=True)
                 self._thread.start()
-        self._woken.set()
 
     def close(self) -> None:
         """Stop after the texts at hand, without waiting for the rest: the next process goes on from the checkpoint."""
@@ -103,6 +106,24 @@ class Follower:
         finally:
             with self._lock:
                 self._flushing -= 1
+
+    def catch_up(self, go_on: Callable[[], bool], timeout_s: float) -> None:
+        """Wait as `flush`, but at the follower's own pace, and without complaint if it takes longer or `go_on` says no.
+
+        Raises:
+            EmbedderFailed, CorruptEvent: what is left fails.
+            StoreUnavailable, KeyUnavailable: nothing can be embedded at present.
+        """
+        upto, until = reader.newest_position(self._database, self._keyring.tenant), time.monotonic() + timeout_s
+        if self._waiting(upto):
+            self._start()
+        while (waiting := self._waiting(upto)) and go_on() and time.monotonic() < until:
+            if self._down:
+                raise self._down
+            failures = [self._failed[position] for position in waiting if position in self._failed]
+            if len(failures) == len(waiting):
+                raise failures[0]
+            self._closed.wait(FLUSH_PAUSE_S[1])
 
     def _await(self, upto: int, timeout_s: float | None) -> None:
         begun, retries = time.monotonic(), self._retries
@@ -247,7 +268,7 @@ class Follower:
             if len(sources) == 1:
                 self._note(sources[0].position, error)
             return False
-        self._failures_in_a_row = 0
+        self._failures_in_a_row, self._down = 0, None
         for source in sources:
             self._failed.pop(source.position, None)
         return True

@@ -61,6 +61,13 @@ class Lineage:
         """What a living summary was made from; empty if it is none."""
         return self._made_from[summary] if summary in self._living else ()
 
+    def leaves(self, summary: bytes) -> list[bytes]:
+        """What was remembered that a living summary tells of, all the way down, each once; empty if it is none."""
+        found: dict[bytes, None] = {}
+        for source in self.sources(summary):
+            found |= dict.fromkeys(self.leaves(source) or [source])
+        return list(found)
+
     def derived_from(self, memory_id: bytes) -> list[bytes]:
         """The living summaries that were made from a memory directly."""
         return [summary for summary in self._all_from(memory_id) if summary in self._living]

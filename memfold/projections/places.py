@@ -60,7 +60,6 @@ class Places:
         self._next_number = NOBODY + 1
         self._all: Rows | None = None
         self.count = 0
-        self.spoken = 0  # live rows that have a speaker
 
     def take(
         self,
@@ -111,7 +110,6 @@ class Places:
         self._live[slot] = 0
         self._unlink(slot, session)
         if speaker is not None:
-            self.spoken -= 1
             self._spoken[speaker] -= 1
             if not self._spoken[speaker]:
                 self._drop_name(speaker)
@@ -252,6 +250,10 @@ class Places:
         named: NDArray[np.bool_] = called[self.speakers(slots)]
         return named
 
+    def calls(self, word: str) -> bool:
+        """Whether a word is of the name of somebody who speaks."""
+        return word in self._called
+
     def speakers(self, slots: Slots) -> Slots:
         """A number for who speaks in each slot, the same for the same name; 0 for nobody."""
         return _slots(self._speakers, np.uint32, slots)
@@ -307,7 +309,6 @@ class Places:
     def _number(self, speaker: str | None) -> int:
         if speaker is None:
             return NOBODY
-        self.spoken += 1
         self._spoken[speaker] = self._spoken.get(speaker, 0) + 1
         if speaker not in self._speaker_numbers:
             self._speaker_numbers[speaker] = self._next_number

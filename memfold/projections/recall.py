@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from memfold.embedding import Reranker, reranked
-from memfold.errors import EmbedderFailed
+from memfold.errors import EmbedderFailed, ScopeTooLarge
 from memfold.eventstore.codec import key_context
 from memfold.model import Context, Memory, Ranking, Recollection, Recollections
 from memfold.projections.caching import QueryVectors, Rate
@@ -23,8 +23,10 @@ from memfold.projections.fold import text_of
 from memfold.projections.learned import Weights
 from memfold.projections.lookup import id_bytes
 from memfold.projections.ranking import Preferences
+from memfold.projections.rows import both
 from memfold.projections.scope import Scope
 from memfold.projections.search import Question, Search
+from memfold.projections.summaries import opened, rows_among, with_turns
 from memfold.projections.times import preferred
 from memfold.projections.view import View, Wanted
 from memfold.projections.views import Views
@@ -119,7 +121,8 @@ class Recaller:
         Raises: as `recall`, and as `context.assemble`.
         """
         begun = time.monotonic()
-        found = self.recall(asked._replace(limit=wanted(max_tokens)))
+        asked = asked._replace(limit=wanted(max_tokens))
+        found, asked = self._opened(self.recall(asked), asked, begun + asked.wait_s, max_tokens)
         with self._views.lend(asked.scope, begun + asked.wait_s) as view:
             # A view of the past stays where it is, whatever is withheld from it.
             if view is None or view.position != found.position or asked.scope.as_of is not None:
@@ -130,13 +133,32 @@ class Recaller:
 
             return assemble(found, neighbours, max_tokens=max_tokens, count=count)
 
+    def _opened(self, found: Recollections, asked: Asked, deadline: float, max_tokens: int) -> tuple[Recollections, Asked]:
+        """What was found, and what its summaries were made from, ranked together; and what was asked for that.
+
+        A whole tenant's summaries stay as they are: to look behind them, everything in it would have to be held twice.
+        """
+        if asked.scope.archived or (asked.scope.sessions is None and asked.scope.user is None):
+            return found, asked
+        with self._views.lend(asked.scope, deadline) as view:
+            summaries, rows = opened(view, found) if view else ([], [])
+        if not summaries:
+            return found, asked
+        deeper = asked._replace(scope=asked.scope._replace(archived=True), wait_s=max(deadline - time.monotonic(), 0.0))
+        try:
+            turns = self.recall(deeper._replace(where=both(asked.where, rows_among(rows))))
+        except ScopeTooLarge:
+            return found, asked
+        best = with_turns(summaries, turns, max_tokens)
+        position = min(found.position, turns.position)
+        return Recollections(best, position=position, model=turns.model, withheld=turns.withheld), deeper
+
     def _answer(self, view: View, asked: Asked, model: str | None, vector: Floats | None) -> Recollections:
         as_of = asked.scope.as_of
         now = self._clock() if as_of is None else as_of if isinstance(as_of, datetime) else self._views.time_at(as_of)
         section = "words" if model is None else "static" if model == self._static.encoder.name else "meaning"
         # It was fitted on conversations, where a turn is often answered by the next. Among facts in any order it would mislead.
-        is_conversation = 2 * view.places.spoken >= view.places.count
-        weights = self._weights[section] if asked.ranking == "learned" and is_conversation else None
+        weights = self._weights[section] if asked.ranking == "learned" and view.is_conversation else None
         spans = preferred(asked.query, now)
         question = Question(asked.query, model, vector, self._preferences, now, spans, weights)
         found = self._search(view, question, asked.where, limit=asked.limit, min_score=asked.min_score, explain=asked.explain)

@@ -12,15 +12,17 @@ from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memfold.model import Recollection
 from memfold.projections import learned, ranking
 from memfold.projections.caching import Rate
 from memfold.projections.features import ECHOES_OF, NEAR_ROWS, Known, echo_weights, features, usual, window_of
 from memfold.projections.filters import ALL, Condition
-from memfold.projections.places import NOWHERE, Places, Rows, distinct
+from memfold.projections.places import NOBODY, NOWHERE, Places, Rows, distinct
 from memfold.projections.rows import micros, time
 from memfold.projections.times import Span, fit, preferred
+from memfold.projections.tokens import stemmer
 from memfold.projections.view import View
 from memfold.projections.words import Floats, LookedUp, Slots, Words, asked_for, plain_words
 
@@ -254,11 +256,26 @@ def evidence(view: View, question: Question, rows: Rows, words: LookedUp) -> ran
         after=rows.after,
         similarities=similarities,
         matches=view.words.weigh(words, slots, places.before(slots)),
-        named=places.named(plain_words(question.text), slots),
+        named=named(places, view.words, question.text, slots),
         when=fit(question.spans, places.occurred_at(slots)) if question.spans else None,
         importance=importance,
         age_days=age_days,
     )
+
+
+def named(places: Places, words: Words, query: str, slots: Slots) -> NDArray[np.bool_]:
+    """Of each slot whether the query names who speaks there, or, where nobody does, somebody of whom it says the name.
+
+    The second is for summaries, which begin what they quote with who said it.
+    """
+    asked = plain_words(query)
+    found = places.named(asked, slots)
+    names = stemmer().stemWords([word for word in asked if places.calls(word)])
+    nobody = np.flatnonzero(places.speakers(slots) == NOBODY) if names else ()
+    if len(nobody):
+        _, held = words.holding(words.look_up(names), slots[nobody])
+        found[nobody] = held.any(axis=0)
+    return found
 
 
 def times_of(view: View, question: Question) -> tuple[Span, ...]:

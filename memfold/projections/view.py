@@ -86,6 +86,8 @@ class View:
         self._keeps_past = keeps_past
         self._lineages: dict[bytes, Lineage] = {}  # of the streams that hold summaries, or anything archived
         self._hidden = 0  # rows that are archived
+        self._summaries: dict[int, bytes] = {}  # from rows that are summaries, archived or not, to their streams
+        self._spoken = 0  # of the other rows those that have a speaker
         self._owners: dict[bytes, Owner] = {}  # by stream
         self._by_number: list[Owner] = []
         self.table = Table(self._by_number)
@@ -173,6 +175,11 @@ class View:
         kept = Kept(memory, row, event.row.position, event.row.type_number)
         self.table.insert(kept, owner)
         self._unembedded[row] = (event.row.event_id, event.row.wrapped_key or b"")
+        lineage = self._lineages.get(event.row.stream)
+        if lineage and event.row.memory_id and lineage.is_summary(event.row.memory_id):
+            self._summaries[row] = event.row.stream
+        else:
+            self._spoken += memory.speaker is not None
         if self._is_shown(memory):
             self._show(kept, owner)
         else:
@@ -183,10 +190,19 @@ class View:
         self.table.delete(kept.row)
         event_id, _ = self._unembedded.pop(kept.row)
         self.keys.pop(event_id, None)  # what a summary's key is wrapped under
+        if kept.row in self._summaries:
+            del self._summaries[kept.row]
+        else:
+            self._spoken -= kept.memory.speaker is not None
         if self._is_shown(kept.memory):
             self._hide(kept, owner)
         else:
             self._hidden -= 1
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether at least half of what was remembered has a speaker; summaries are what they were made from."""
+        return 2 * self._spoken >= len(self._unembedded) - len(self._summaries)
 
     def _is_shown(self, memory: Memory) -> bool:
         return self.keeps_archived or memory.status == "active"
@@ -218,6 +234,12 @@ class View:
     def summarized(self, stream: bytes) -> Lineage | None:
         """The same, None if nothing was."""
         return self._lineages.get(stream)
+
+    def leaves(self, memory_id: bytes) -> list[Kept]:
+        """What was remembered that a summary in this view tells of, all the way down; of any other memory nothing."""
+        kept = self.table.current(memory_id)
+        lineage = self._lineages.get(self._summaries.get(kept.row, b"")) if kept else None
+        return [leaf for leaf in map(self.table.current, lineage.leaves(memory_id) if lineage else ()) if leaf]
 
     def drop_lineage(self, stream: bytes) -> None:
         """Nothing of this session will come back."""
