@@ -32,6 +32,13 @@ class Near(NamedTuple):
     allowed: int
 
 
+class Leaving(NamedTuple):
+    """When memories expire, and how many may still be remembered before they go because a session holds too many."""
+
+    at: dict[bytes, datetime]
+    after: dict[bytes, int]
+
+
 def strength(importance: float, age: timedelta, fading: Fading) -> float:
     """How much is left of a memory, from 1 to 0: less with age, more with importance. One of importance 1 never fades."""
     half_life_s = _half_life_s(importance, fading)
@@ -71,14 +78,21 @@ def expires_at(candidates: Sequence[Candidate], policies: Policies) -> datetime 
     return min((at for _, at in _expiring(candidates, policies)), default=None)
 
 
-def ends(candidates: Sequence[Candidate], policies: Policies) -> dict[bytes, datetime]:
-    """When each memory of a session expires, and each summary because of what it was made from; of the others nothing."""
-    found = {candidate.memory_id: at for candidate, at in _expiring(candidates, policies)}
+def leaving(candidates: Sequence[Candidate], policies: Policies) -> Leaving:
+    """What of a session is known to go, for its age or for others that come; a summary with the first of its sources."""
+    at = {candidate.memory_id: at for candidate, at in _expiring(candidates, policies)}
+    after: dict[bytes, int] = {}
+    most = policies.of(None).retention.session_memories_max
+    if most is not None:
+        room = max(most - usage(candidates).session_memories, 0)
+        going = _in_order_of_going([(candidates, policies)])
+        after = {candidate.memory_id: room + place for place, candidate in enumerate(going)}
     for summary in sorted((each for each in candidates if each.made_from), key=lambda each: each.level):
-        times = [found[source] for source in summary.made_from if source in found]
-        if times:
-            found[summary.memory_id] = min(times)
-    return found
+        if times := [at[source] for source in summary.made_from if source in at]:
+            at[summary.memory_id] = min(times)
+        if places := [after[source] for source in summary.made_from if source in after]:
+            after[summary.memory_id] = min(places)
+    return Leaving(at, after)
 
 
 def without(candidates: Sequence[Candidate], gone: Collection[bytes], faded: Collection[bytes]) -> list[Candidate]:

@@ -16,14 +16,14 @@ given once is given again, whatever is remembered later, until it is archived or
 
 A summary dies with the first of what it was made from. So a window that would lose one soon is not summarized any more: its
 summary is to live as long as its level waits to be summarized, and as long as its sources take to go. Else, at the edge of
-`max_age`, the oldest summary of every level would be made anew each day, to die the next.
+`max_age` or `session_memories_max`, the oldest of every level would be made anew each day, to die the next.
 
 One thing is less firm: where nobody goes on with a session, its newest memories stay protected for ever, and the run before
 them ends when a pause has passed. Should it go on after all, that end may be cut anew.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import accumulate, pairwise
@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from memfold.consolidator import fading
 from memfold.consolidator.candidates import NEVER, Candidate, is_kept, later, newest
+from memfold.consolidator.fading import Leaving
 from memfold.policies import DAY, Policies, Windows
 
 TALK_MEMORIES_MIN = 2  # a talk that a pause ended becomes a summary from so many memories on
@@ -70,15 +71,14 @@ class Run(NamedTuple):
 
 def choose(candidates: Sequence[Candidate], policies: Policies, now: datetime) -> list[Chosen]:
     """The windows of a session, given in its order, that may be summarized now: of memories first, the oldest first."""
-    ends = fading.ends(candidates, policies)
-    return [window for window in planned(candidates, policies) if window.ready_at <= now and _pays(window, ends, policies, now)]
+    leaving, found = fading.leaving(candidates, policies), planned(candidates, policies)
+    return [window for window in found if window.ready_at <= now and _pays(window, leaving, policies, now)]
 
 
 def due_at(candidates: Sequence[Candidate], policies: Policies, now: datetime = ALREADY) -> datetime | None:
     """When `choose` gives a window first, if it is `now` and nothing more is remembered; None: never. It may be in the past."""
-    ends = fading.ends(candidates, policies)
-    found = planned(candidates, policies)
-    return min((each.ready_at for each in found if _pays(each, ends, policies, max(now, each.ready_at))), default=None)
+    leaving, found = fading.leaving(candidates, policies), planned(candidates, policies)
+    return min((each.ready_at for each in found if _pays(each, leaving, policies, max(now, each.ready_at))), default=None)
 
 
 def key(sources: Sequence[bytes], policy_version: int, undone_version: int) -> str:
@@ -100,14 +100,15 @@ def planned(candidates: Sequence[Candidate], policies: Policies) -> list[Chosen]
     ]
 
 
-def _pays(window: Chosen, ends: Mapping[bytes, datetime], policies: Policies, now: datetime) -> bool:
+def _pays(window: Chosen, leaving: Leaving, policies: Policies, now: datetime) -> bool:
     """Whether a window's summary would live long enough to be worth it."""
-    found = [ends[source.memory_id] for source in window.sources if source.memory_id in ends]
-    if not found:
-        return True
-    first, source = min(found), window.sources[0]
+    source = window.sources[0]
+    times = [leaving.at[each.memory_id] for each in window.sources if each.memory_id in leaving.at]
+    places = [leaving.after[each.memory_id] for each in window.sources if each.memory_id in leaving.after]
     least = _age(policies.of(source.category).windows, source.level)
-    return first - now >= max(least, max(found) - first)
+    return (not times or min(times) - now >= max(least, max(times) - min(times))) and (
+        not places or min(places) >= max(places) - min(places)
+    )
 
 
 def _of_level(rows: list[Candidate], last: set[bytes], policies: Policies) -> list[Chosen]:
