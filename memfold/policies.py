@@ -18,11 +18,11 @@ import msgspec
 DAY = timedelta(days=1)
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a policy."""
 
 
-class Windows(Section, frozen=True, kw_only=True, omit_defaults=True):
+class Windows(Section, frozen=True, kw_only=True):
     """Which old memories become a summary together: a contiguous run of a session.
 
     - `older_than`: since a memory was remembered, or restored.
@@ -43,7 +43,7 @@ class Windows(Section, frozen=True, kw_only=True, omit_defaults=True):
     depth_max: int = 4
 
 
-class Keep(Section, frozen=True, kw_only=True, omit_defaults=True, dict=True):
+class Keep(Section, frozen=True, kw_only=True, dict=True):
     """Which memories are never summarized, faded or expired.
 
     - `importance_min`: those at least so important; None: no memory for its importance.
@@ -74,7 +74,7 @@ class Keep(Section, frozen=True, kw_only=True, omit_defaults=True, dict=True):
         )
 
 
-class Retention(Section, frozen=True, kw_only=True, omit_defaults=True):
+class Retention(Section, frozen=True, kw_only=True):
     """What is not kept: it is forgotten for good, as by `forget`. None is no limit.
 
     - `max_age`: of every memory, since it was remembered; `ttl`: of those of a category, in place of `max_age`.
@@ -90,7 +90,7 @@ class Retention(Section, frozen=True, kw_only=True, omit_defaults=True):
     user_bytes_max: int | None = None
 
 
-class Fading(Section, frozen=True, kw_only=True, omit_defaults=True):
+class Fading(Section, frozen=True, kw_only=True):
     """How memories that nobody needs leave default recall; one event brings them back.
 
     A memory's strength halves every `half_life` x (importance / (1 - importance))^2, the odds of its importance squared: with
@@ -102,7 +102,7 @@ class Fading(Section, frozen=True, kw_only=True, omit_defaults=True):
     strength_min: float = 0.1
 
 
-class Policy(Section, frozen=True, kw_only=True, omit_defaults=True):
+class Policy(Section, frozen=True, kw_only=True):
     """What the consolidator may do with some memories; a section that is None is inherited."""
 
     windows: Windows | None = None
