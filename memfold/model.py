@@ -203,7 +203,8 @@ class Stats(Discreet, frozen=True, kw_only=True):
     `memories` were remembered and not forgotten, archived or not; `summaries` live beside them, and `archived` counts what is
     out of default recall, summaries too. `tokens_before` are those of what living summaries were made from, `tokens_after`
     their own, `compression_ratio` the second by the first. `growth` is what was appended day by day, if days were asked for.
-    Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used to 80 %.
+    Of a session, `categories` says what it holds, and `near_limits` which limits of its retention are used to 80 %, if details
+    were asked for.
     """
 
     shown = (

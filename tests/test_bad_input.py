@@ -267,6 +267,17 @@ def test_a_summarizer_that_is_none_is_refused(server_url, summarizer):
         MemoryStore(server_url, master_key="A" * 43, summarizer=summarizer)
 
 
+def test_an_endpoint_that_is_none_stops_those_alone_who_would_ask_it(make_store, monkeypatch):
+    monkeypatch.setenv("MEMFOLD_LLM_MODEL", "small")
+    monkeypatch.setenv("MEMFOLD_LLM_BASE_URL", f"ftp://{SECRET}")
+    store = make_store()
+    store.remember("tea", session_id="s")
+    with pytest.raises(SettingsError, match="base_url must be an http") as caught:
+        store.consolidate()
+    assert is_discreet(caught.value)
+    assert (store.stats().events, store.policies()["tenant"], store.parked()) == (1, None, [])
+
+
 def test_what_is_not_there_is_nothing_to_do(store):
     done = store.consolidate("nowhere", until_idle=True)
     assert (done.sessions, done.stopped) == ((), None)

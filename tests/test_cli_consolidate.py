@@ -16,7 +16,7 @@ from memfold.eventstore import embedded
 from memfold.minilm import static_embedder
 
 NOBODY = "01a1fca0-b8bf-71ee-aa42-d184c3a406c8"
-AT_ONCE = {"windows": {"older_than": "PT0S", "pause": "PT0.000001S", "memories_max": 12}, "keep": {"newest": 0}}
+AT_ONCE = {"windows": {"older_than": "PT0S", "pause": "PT0.000001S", "memories_max": 12, "target": 0.25}, "keep": {"newest": 0}}
 WINDOWS = 2  # of `talk`
 
 
@@ -68,6 +68,7 @@ def test_a_conversation_is_consolidated_looked_into_and_restored(shell):
     assert (len(summaries), done["windows_count"], done["failed_count"], done["stopped"]) == (WINDOWS, WINDOWS, 0, None)
     assert 0 < done["tokens_after"] <= done["tokens_before"] * 0.25
     assert "contradictions" not in done
+    assert "Anna" not in json.dumps(done)
 
     listed = {memory["id"] for memory in json_here(shell, "find", "--session", "talk")["memories"]}
     assert listed == set(summaries)

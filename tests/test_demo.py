@@ -84,3 +84,18 @@ def best_answers(text):
     """The first line of the first answer to each question, without the blanks; of a question asked twice, the last."""
     found = re.findall(r"^  (\S[^\n]*\?)  [\d.]+ ms[^\n]*\n    (0\.\d\d [^\n]*(?:\n {29}[^\n]*)*)", text, re.MULTILINE)
     return {query: " ".join(answer.split()) for query, answer in found}
+
+
+def test_the_example_of_consolidation_ends_as_it_began(tmp_path):
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    environment = {name: value for name, value in environment.items() if not name.startswith("MEMFOLD_")}
+    command = [sys.executable, str(DEMO.parent / "consolidation.py"), "--folder", str(tmp_path / "store")]
+
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+    assert (found.returncode, found.stderr) == (0, ""), found.stdout + found.stderr
+    planned, before = map(int, re.findall(r"planned: +(\d+) windows (\d+) tokens", found.stdout.replace(",", ""))[0])
+    after = int(re.findall(r"tokens are (\d+) now", found.stdout.replace(",", ""))[0])
+    assert planned > 1
+    assert after <= before * 0.27
+    assert "the session is as it was" in found.stdout

@@ -1,6 +1,7 @@
 """The documents are true: their code runs, their commands exist, their links lead somewhere, and nothing public is left out."""
 
 import inspect
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import typer
 
 import memfold
-from memfold import AsyncMemoryStore, MemoryStore, Settings, errors, events, model, validation
+from memfold import AsyncMemoryStore, MemoryStore, Settings, errors, events, model, policies, rules, validation
 from memfold.api.cli import app
 from memfold.eventstore import embedded
 from memfold.projections import filters, words
@@ -165,6 +166,31 @@ def test_every_error_says_what_to_do_in_the_table(name):
 @pytest.mark.parametrize("name", Settings.__struct_fields__)
 def test_every_setting_is_listed_with_its_default(name):
     assert f"| `{name}` | {getattr(Settings(), name)} |" in section(API, "Settings")
+
+
+CONSOLIDATION = ROOT / "docs" / "consolidation.md"
+
+
+def test_every_value_of_a_policy_is_listed_with_its_default():
+    listed: dict[str, dict[str, str]] = {}
+    row = re.compile(r"^\| (?:`(\w+)` )?\| (`[^|]+) \| ([^|]+) \|", re.MULTILINE)
+    for name, fields, defaults in row.findall(section(CONSOLIDATION, "Policies")):
+        own = listed.setdefault(name or list(listed)[-1], {})
+        told, names = defaults.split(", "), re.findall(r"`(\w+)`", fields)
+        own |= dict(zip(names, told if len(told) == len(names) else told * len(names), strict=True))
+    actual = policies.dump(policies.Effective())
+    assert listed == {name: {field: shown(value) for field, value in values.items()} for name, values in actual.items()}
+
+
+def shown(value: object) -> str:
+    if isinstance(value, tuple | dict):
+        return ", ".join(value) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def test_the_policies_in_the_documents_make_sense():
+    found = [rules.policy(json.loads(code)) for _, code in blocks(CONSOLIDATION, "json")]
+    assert found
 
 
 @pytest.mark.parametrize("name", [name for name in verbs() if name != "close"])

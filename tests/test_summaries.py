@@ -325,7 +325,7 @@ def test_counts_tell_summaries_from_memories(store, turns):
         assert (stats.memories, stats.summaries, stats.archived, stats.forgotten) == (11, 1, 5, 0)
         assert (stats.tokens_before, stats.tokens_after, stats.compression_ratio) == (100, 10, 0.1)
         assert stats.growth == ()
-    stats = store.stats("s", days=2)
+    stats = store.stats("s", days=2, details=True)
     assert sum(day.events for day in stats.growth) == 13
     assert all(day.bytes > 0 for day in stats.growth)
     assert {name: each.memories for name, each in stats.categories.items()} == {"": 10, "fact": 1, "summary": 1}
@@ -339,9 +339,9 @@ def test_counts_tell_summaries_from_memories(store, turns):
 
 def test_limits_near_their_end_are_told(store, turns):
     store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 12}})
-    assert store.stats("s").near_limits == ("session_memories_max",)
+    assert store.stats("s", details=True).near_limits == ("session_memories_max",)
     store.set_policy({"keep": {"newest": 2}, "retention": {"session_memories_max": 13}})
-    assert store.stats("s").near_limits == ()
+    assert store.stats("s", details=True).near_limits == ()
 
 
 def test_what_a_recall_refreshes_counts_from_there(store, turns):

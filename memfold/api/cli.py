@@ -485,7 +485,7 @@ def stats(
     Sizes are in bytes; views are what this very command held in memory.
     """
     with call.store() as store:
-        counts = store.stats(session, days=days)
+        counts = store.stats(session, days=days, details=True)
     call.show(counts)
 
 

@@ -74,10 +74,18 @@ def counting(look: Callable[..., None]) -> Callable[[SessionConsolidation], None
 
 
 def document(done: Consolidation, contradictions: "list[Contradiction]") -> dict[str, Any]:
-    """What a run did, for programs, with its sums."""
+    """What a run did, for programs, with its sums; only a dry run was asked for words."""
     sums = ("windows_count", "tokens_before", "tokens_after", "failed_count", "faded_count", "expired_count")
     told = msgspec.structs.asdict(done) | {name: getattr(done, name) for name in sums}
+    if not done.dry_run:
+        told["sessions"] = [without_words(session) for session in done.sessions]
     return told | {"contradictions": [each._asdict() for each in contradictions]} if done.dry_run else told
+
+
+def without_words(session: SessionConsolidation) -> SessionConsolidation:
+    """What was done in a session, for a log: the summaries are in the store, by their ids."""
+    windows = tuple(msgspec.structs.replace(window, text=None) for window in session.windows)
+    return msgspec.structs.replace(session, windows=windows)
 
 
 def say(notes: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from memfold import rules
@@ -16,7 +17,7 @@ from memfold.consolidator.running import Ask, Progress, Runner
 from memfold.consolidator.spending import caps_of
 from memfold.consolidator.summarizer import Summarizer
 from memfold.embedding import Encoder
-from memfold.errors import PolicyError
+from memfold.errors import PolicyError, SettingsError
 from memfold.eventstore.append import Committer
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
@@ -29,6 +30,8 @@ from memfold.projections.fold import memory_id_text
 from memfold.projections.projector import Projector
 from memfold.projections.views import Views
 from memfold.settings import Environment, Settings
+
+CONNECTIONS = 5  # of a run, beside those that append
 
 
 class Parts(NamedTuple):
@@ -51,28 +54,50 @@ class Consolidating:
 
     def __init__(self, parts: Parts) -> None:
         database, keyring, clock = parts.database, parts.keyring, parts.clock
+        self._parts = parts
         self._keyring = keyring
         self._clock = clock
-        self.summarizer = summarizer_of(parts)
         self.book = PolicyBook(database, keyring, parts.committer, clock=clock)
         self.directory = Directory(database, keyring.tenant)
         self.projector = Projector(database, keyring, self.directory, clock=clock)
-        self.statistics = Statistics(database, keyring, parts.views, self.directory, self.projector, book=self.book)
+        self.statistics = Statistics(
+            database,
+            keyring,
+            parts.views,
+            self.directory,
+            self.projector,
+            book=self.book,
+            may_catch_up=has_room(parts.settings),
+        )
+
+    @cached_property
+    def summarizer(self) -> Summarizer:
+        """Who summarizes. Counts and policies do without, so that one who is set up wrongly does not stand in their way.
+
+        Raises:
+            SettingsError: the language model that the environment names is unusable.
+        """
+        return summarizer_of(self._parts)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """Who does what is due. Raises as `summarizer`."""
+        parts = self._parts
         consolidator = Consolidator(
-            *(database, keyring, parts.views, parts.committer, parts.forgetter),
+            *(parts.database, parts.keyring, parts.views, parts.committer, parts.forgetter),
             book=self.book,
             summarizer=self.summarizer,
             count=parts.count,
-            clock=clock,
+            clock=parts.clock,
             retries_max=parts.settings.retries_max,
         )
-        limits = UserLimits(keyring, self.directory, parts.forgetter, self.book, consolidator.look)
-        self.runner = Runner(
-            *(database, keyring, consolidator, self.directory, self.projector),
+        limits = UserLimits(parts.keyring, self.directory, parts.forgetter, self.book, consolidator.look)
+        return Runner(
+            *(parts.database, parts.keyring, consolidator, self.directory, self.projector),
             limits=limits,
             book=self.book,
             caps=caps_of(parts.settings),
-            clock=clock,
+            clock=parts.clock,
         )
 
     # -- policies ------------------------------------------------------------------------------------------------------
@@ -117,7 +142,14 @@ class Consolidating:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def run(self, session_id: str | None, ask: Ask) -> Consolidation:
-        """Do what is due, in one session or anywhere."""
+        """Do what is due, in one session or anywhere.
+
+        Raises:
+            SettingsError: this process may not hold enough database connections for it.
+        """
+        if not has_room(self._parts.settings):
+            least = self._parts.settings.append_connections + CONNECTIONS
+            raise SettingsError("pool_connections_max", f"leaves too few for the consolidator: give {least} or more")
         return self.runner.due(ask) if session_id is None else self.runner.session(session_id, ask)
 
     def parked(self) -> list[ParkedWork]:
@@ -133,6 +165,11 @@ class Consolidating:
             self.directory.unpark(each.stream, each.key)
             self.directory.park(each.stream, each.key, reason=each.reason, at=now, next_at=now)
         return len(found) + self.projector.retry_parked()
+
+
+def has_room(settings: Settings) -> bool:
+    """Whether a run has its connections beside those that append: each worker's turn, the projector, and readers."""
+    return settings.pool_connections_max >= settings.append_connections + CONNECTIONS
 
 
 def as_work(each: Parked, session_id: str) -> ParkedWork:

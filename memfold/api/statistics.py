@@ -40,6 +40,7 @@ class Statistics:
         projector: Projector,
         *,
         book: PolicyBook,
+        may_catch_up: bool,
     ) -> None:
         self._database = database
         self._keyring = keyring
@@ -47,10 +48,12 @@ class Statistics:
         self._directory = directory
         self._projector = projector
         self._book = book
+        self._may_catch_up = may_catch_up
 
-    def __call__(self, counts: Stats, session_id: str | None, since: datetime | None) -> Stats:
+    def __call__(self, counts: Stats, session_id: str | None, *, since: datetime | None, details: bool) -> Stats:
         """`counts` with everything filled in; `growth` from the time `since` on, empty if it is None."""
-        self._projector.catch_up(time.monotonic() + CATCH_UP_S)
+        if self._may_catch_up:
+            self._projector.catch_up(time.monotonic() + CATCH_UP_S)
         ref = None if session_id is None else self._keyring.find_session(session_id)
         if session_id is not None and ref is None:
             return counts
@@ -65,7 +68,7 @@ class Statistics:
             tokens_after=after,
             compression_ratio=after / before if before else None,
             growth=() if since is None else self._growth(stream, since),
-            **(self._of_session(session_id, stream) if session_id is not None and stream else {}),
+            **(self._of_session(session_id, stream) if details and session_id is not None and stream else {}),
         )
 
     def _growth(self, stream: bytes | None, since: datetime) -> tuple[DayStats, ...]:

@@ -798,12 +798,16 @@ class MemoryStore:
         session_place(cursor)
         return self._catalog.sessions(user_id, limit, cursor)
 
-    def stats(self, session_id: str | None = None, *, days: int = 0) -> Stats:
-        """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included."""
+    def stats(self, session_id: str | None = None, *, days: int = 0, details: bool = False) -> Stats:
+        """Counts of a session, or of the whole tenant; with its growth in the last `days`, today included.
+
+        With `details`, a session is folded to say what it holds by category, and which limits are near.
+        """
         self._check()
         session_id = None if session_id is None else validation.session(session_id)
         since = self._clock() - timedelta(days=days) if validation.days(days) else None
-        return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since)
+        details = validation.flag("details", details)
+        return self._consolidating.statistics(self._catalog.stats(session_id), session_id, since=since, details=details)
 
     def events(self, after: int = 0, *, session_id: str | None = None) -> Iterator[StoredEvent]:
         """The log behind position `after`, in order, up to what is settled at the time of the call.

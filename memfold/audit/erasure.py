@@ -71,17 +71,11 @@ class Forgetter:
                 return self._told("filter", stream, ids, None)
         raise Contended(self._retries_max)
 
-    def these(self, session_id: str, memory_ids: Sequence[bytes], reason: str) -> Erasure:
-        """Forget those of these memories that are still in a session."""
-        for _ in range(self._retries_max):
-            with self._views.session(session_id) as view:
-                ids = [memory_id for memory_id in memory_ids if view and view.table.current(memory_id)]
-                stream, version = (view.stream, view.version) if view else (b"", 0)
-            if not ids:
-                return nothing("filter")
-            if self._append(session_id, stream, version, ids, reason):
-                return self._told("filter", stream, ids, reason)
-        raise Contended(self._retries_max)
+    def these(self, session_id: str, stream: bytes, version: int, memory_ids: Sequence[bytes], reason: str) -> Erasure | None:
+        """Forget memories, as decided at `version` of a session's stream; None, and nothing, if one was touched since."""
+        if not self._append(session_id, stream, version, memory_ids, reason):
+            return None
+        return self._told("filter", stream, memory_ids, reason)
 
     def session(self, session_id: str) -> Erasure:
         """Forget a session with all it holds."""

@@ -13,8 +13,8 @@ class Candidate(NamedTuple):
     """One memory of a session.
 
     `event_id` is its newest content event. `since` is when it was remembered, or restored. `level` is 0 of a memory, 1 of a
-    summary of memories, 2 of a summary of those. `remembered_at` (if it differs from `since`) is what retention counts from,
-    and `refreshed_at` (if it was) what fading counts from.
+    summary of memories, 2 of a summary of those; `made_from` are its direct sources. `remembered_at` (if it differs
+    from `since`) is what retention counts from, and `refreshed_at` (if it was) what fading counts from.
     """
 
     memory_id: bytes
@@ -30,6 +30,7 @@ class Candidate(NamedTuple):
     remembered_at: datetime | None = None
     refreshed_at: datetime | None = None
     archived: bool = False
+    made_from: tuple[bytes, ...] = ()
 
     @property
     def remembered(self) -> datetime:

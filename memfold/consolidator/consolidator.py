@@ -35,13 +35,18 @@ logger = logging.getLogger("memfold")
 
 
 class Turn(NamedTuple):
-    """What one look at a session is done with: its policies, their version, the time, and whether anything is appended."""
+    """What one look at a session is done with: its policies, their version, the time, and whether anything is appended.
+
+    If nothing is, `gone` and `faded` are what would be no more by now.
+    """
 
     policies: Policies
     policy_version: int
     now: datetime
     dry_run: bool
     with_summaries: bool
+    gone: tuple[bytes, ...] = ()
+    faded: tuple[bytes, ...] = ()
 
 
 class Consolidator:
@@ -94,9 +99,10 @@ class Consolidator:
         if seen is None:
             return None
         turn = Turn(book.of(seen.stream), book.version, self._clock(), dry_run, with_summaries)
-        expired = self._expire(seen, turn)
+        expired = self._expire(session_id, turn)
+        turn = turn._replace(gone=expired)
         faded = self._fade(session_id, turn)
-        made, failed, stopped = self._compress(session_id, turn, spending, passed_over)
+        made, failed, stopped = self._compress(session_id, turn._replace(faded=faded), spending, passed_over)
         rest = self.look(session_id) or seen
         return SessionConsolidation(
             session_id=session_id,
@@ -106,12 +112,12 @@ class Consolidator:
             memories=sum(each.level == 0 for each in rest.candidates),
             windows=tuple(made),
             failed=tuple(failed),
-            faded=faded,
-            expired=expired,
+            faded=_texts(faded),
+            expired=_texts(expired),
             near_limits=tuple(
                 near.limit for near in fading.near_limits(fading.usage(rest.candidates), turn.policies.of(None).retention)
             ),
-            due_at=due_at(rest.candidates, turn.policies),
+            due_at=due_at(rest.candidates, turn.policies, turn.now),
             stopped=stopped,
         )
 
@@ -119,6 +125,14 @@ class Consolidator:
         """A session as it stands."""
         with self._views.session(session_id) as view:
             return self._eye.look(view) if view else None
+
+    def _look_ahead(self, session_id: str, turn: Turn) -> Seen | None:
+        """A session as it stands; in a dry run as it would."""
+        with self._views.session(session_id) as view:
+            seen = self._eye.look(view, count_all=turn.dry_run) if view else None
+        if seen is None or not turn.dry_run:
+            return seen
+        return seen._replace(candidates=fading.without(seen.candidates, turn.gone, turn.faded))
 
     # -- windows -------------------------------------------------------------------------------------------------------
 
@@ -144,7 +158,7 @@ class Consolidator:
 
     def _windows(self, session_id: str, turn: Turn) -> Iterator[tuple[str, Chosen]]:
         """The windows of a session, each with its key; chosen at once, and each looked at again when it is its turn."""
-        seen = self.look(session_id)
+        seen = self._look_ahead(session_id, turn)
         for chosen in windows.choose(seen.candidates, turn.policies, turn.now) if seen else []:
             undone = max((seen.touched.get(source.memory_id, 0) for source in chosen.sources), default=0) if seen else 0
             yield windows.key([source.event_id for source in chosen.sources], turn.policy_version, undone), chosen
@@ -155,7 +169,7 @@ class Consolidator:
         Raises:
             SummarizerFailed: the summarizer did.
         """
-        sources = self._sources(session_id, chosen.sources)
+        sources = self._sources(session_id, chosen.sources, turn)
         if sources is None:
             return None
         if turn.dry_run and not turn.with_summaries:
@@ -172,18 +186,18 @@ class Consolidator:
         try:
             answer = self._summarizer.summarize(window)
         except SummarizerFailed as error:
-            if isinstance(error.usage, Usage):
+            if isinstance(error.usage, Usage) and error.usage.makes_sense:
                 spending.record(name, error.usage)
             raise
         except Exception as error:
             raise SummarizerFailed(name, f"raised {type(error).__name__}", retry=True) from error
-        if isinstance(answer, Summary):
+        if isinstance(answer, Summary) and isinstance(answer.usage, Usage) and answer.usage.makes_sense:
             spending.record(name, answer.usage)
         return cleaned(name, answer, window, self._count)
 
-    def _sources(self, session_id: str, chosen: Sequence[Candidate]) -> list[Source] | None:
+    def _sources(self, session_id: str, chosen: Sequence[Candidate], turn: Turn) -> list[Source] | None:
         with self._views.session(session_id) as view:
-            found = self._eye.sources(view, chosen) if view else None
+            found = self._eye.sources(view, chosen, also_archived=turn.dry_run) if view else None
         return found[0] if found else None
 
     def _event(self, sources: Sequence[Source], chosen: Chosen, summary: Summary, turn: Turn) -> WindowCompressed:
@@ -230,35 +244,40 @@ class Consolidator:
 
     # -- fading and retention ------------------------------------------------------------------------------------------
 
-    def _fade(self, session_id: str, turn: Turn) -> tuple[str, ...]:
+    def _fade(self, session_id: str, turn: Turn) -> tuple[bytes, ...]:
         """Archive what has faded, by one fact, decided anew whenever the session moved on meanwhile."""
         for _ in range(self._retries_max):
-            seen = self.look(session_id)
-            faded = _ids(fading.faded(seen.candidates, turn.policies, turn.now)) if seen else ()
+            seen = self._look_ahead(session_id, turn)
+            faded = _keys(fading.faded(seen.candidates, turn.policies, turn.now)) if seen else ()
             ref = self._ref(session_id, seen.stream) if seen and faded else None
             if turn.dry_run or seen is None or ref is None:
                 return faded
-            fact = MemoriesArchived(memory_ids=faded, policy=turn.policy_version)
+            fact = MemoriesArchived(memory_ids=_texts(faded), policy=turn.policy_version)
             write, version = self._committer.append, seen.version
             if append_fact(self._keyring, ref, fact, version=version, write=write, clock=self._clock):
                 return faded
             self._keyring.drop(session_id)
         raise Contended(self._retries_max)
 
-    def _expire(self, seen: Seen, turn: Turn) -> tuple[str, ...]:
-        """Forget what has lived its time, and what is more than may be kept."""
-        expired = {each.memory_id: each for each in fading.expired(seen.candidates, turn.policies, turn.now)}
-        rest = [each for each in seen.candidates if each.memory_id not in expired]
-        expired |= {each.memory_id: each for each in fading.beyond_limits(rest, turn.policies)}
-        if expired and not turn.dry_run:
-            self._forgetter.these(seen.session_id, list(expired), REASON)
-        return _ids(expired.values())
+    def _expire(self, session_id: str, turn: Turn) -> tuple[bytes, ...]:
+        """Forget what has lived its time, and what is more than may be kept; decided anew if it was touched meanwhile."""
+        for _ in range(self._retries_max):
+            seen = self.look(session_id)
+            expired = _keys(fading.expired(seen.candidates, turn.policies, turn.now)) if seen else ()
+            rest = [each for each in seen.candidates if each.memory_id not in set(expired)] if seen else []
+            expired += _keys(fading.beyond_limits(rest, turn.policies))
+            if seen is None or not expired or turn.dry_run:
+                return expired
+            if self._forgetter.these(session_id, seen.stream, seen.version, expired, REASON):
+                return expired
+            self._keyring.drop(session_id)
+        raise Contended(self._retries_max)
 
 
-def due_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | None:
-    """When there is something to do next, if nothing more is remembered; None: never."""
+def due_at(candidates: Sequence[Candidate], policies: Policies, now: datetime) -> datetime | None:
+    """When there is something to do next, if it is `now` and nothing more is remembered; None: never."""
     times = (
-        windows.due_at(candidates, policies),
+        windows.due_at(candidates, policies, now),
         fading.fades_at(candidates, policies),
         fading.expires_at(candidates, policies),
     )
@@ -267,6 +286,14 @@ def due_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | No
 
 def _ids(candidates: Iterable[Candidate]) -> tuple[str, ...]:
     return tuple(memory_id_text(each.memory_id) for each in candidates)
+
+
+def _keys(candidates: Iterable[Candidate]) -> tuple[bytes, ...]:
+    return tuple(each.memory_id for each in candidates)
+
+
+def _texts(memory_ids: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(map(memory_id_text, memory_ids))
 
 
 def _told(chosen: Chosen, text: str | None, tokens_after: int | None, summary_id: str | None) -> CompressedWindow:

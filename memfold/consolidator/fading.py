@@ -5,7 +5,7 @@ fades no more.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -30,6 +30,13 @@ class Near(NamedTuple):
     limit: str
     used: int
     allowed: int
+
+
+class Leaving(NamedTuple):
+    """When memories expire, and how many may still be remembered before they go because a session holds too many."""
+
+    at: dict[bytes, datetime]
+    after: dict[bytes, int]
 
 
 def strength(importance: float, age: timedelta, fading: Fading) -> float:
@@ -69,6 +76,38 @@ def fades_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | 
 def expires_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | None:
     """When the next memory expires; None: none ever does. It may lie in the past."""
     return min((at for _, at in _expiring(candidates, policies)), default=None)
+
+
+def leaving(candidates: Sequence[Candidate], policies: Policies) -> Leaving:
+    """What of a session is known to go, for its age or for others that come; a summary with the first of its sources."""
+    at = {candidate.memory_id: at for candidate, at in _expiring(candidates, policies)}
+    after: dict[bytes, int] = {}
+    most = policies.of(None).retention.session_memories_max
+    if most is not None:
+        room = max(most - usage(candidates).session_memories, 0)
+        going = _in_order_of_going([(candidates, policies)])
+        after = {candidate.memory_id: room + place for place, candidate in enumerate(going)}
+    for summary in sorted((each for each in candidates if each.made_from), key=lambda each: each.level):
+        if times := [at[source] for source in summary.made_from if source in at]:
+            at[summary.memory_id] = min(times)
+        if places := [after[source] for source in summary.made_from if source in after]:
+            after[summary.memory_id] = min(places)
+    return Leaving(at, after)
+
+
+def without(candidates: Sequence[Candidate], gone: Collection[bytes], faded: Collection[bytes]) -> list[Candidate]:
+    """A session as it is once some memories are forgotten, with every summary of them, and others have faded."""
+    dead = set(gone)
+    for summary in sorted((each for each in candidates if each.made_from), key=lambda each: each.level):
+        if not dead.isdisjoint(summary.made_from):
+            dead.add(summary.memory_id)
+    back = {source for each in candidates if each.memory_id in dead for source in each.made_from}
+    back -= {source for each in candidates if each.memory_id not in dead for source in each.made_from}
+    return [
+        each._replace(archived=each.memory_id in faded or (each.archived and each.memory_id not in back))
+        for each in candidates
+        if each.memory_id not in dead
+    ]
 
 
 def _fading(candidates: Sequence[Candidate], policies: Policies) -> Iterator[tuple[Candidate, datetime]]:

@@ -49,10 +49,10 @@ class UserLimits:
         going = by_id(fading.beyond_user_limits(held, retention))
         for seen in sessions:
             gone = [each.memory_id for each in seen.candidates if each.memory_id in going]
-            if gone and not dry_run:
-                self._forgetter.these(seen.session_id, gone, REASON)
-            if gone:
-                yield seen, gone
+            if not gone:
+                continue
+            if dry_run or self._forgetter.these(seen.session_id, seen.stream, seen.version, gone, REASON):
+                yield seen, gone  # else it was touched meanwhile: the next run decides anew
 
 
 def by_id(candidates: list[Candidate]) -> Mapping[bytes, Candidate]:

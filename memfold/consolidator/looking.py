@@ -14,7 +14,8 @@ COUNTED_MAX = 200_000  # token counts that are kept
 
 
 class Seen(NamedTuple):
-    """A session as it stood at `version` of its stream: its candidates in order, and the version at which each was touched."""
+    """A session as it stood at `version` of its stream: its candidates in order, and the version at which each was archived
+    or brought back last, if it was."""
 
     session_id: str
     stream: bytes
@@ -31,31 +32,35 @@ class Eye:
         self._count = count
         self._counted: dict[bytes, int] = {}
 
-    def look(self, view: View) -> Seen:
-        """Everything of a session, in order."""
+    def look(self, view: View, *, count_all: bool = False) -> Seen:
+        """Everything of a session, in order. Archived memories are of 0 tokens, but with `count_all`."""
         lineage = view.summarized(view.stream) or Lineage()
         found = view.table.everything()
-        candidates = [self._candidate(view, kept, memory_id, lineage) for memory_id, kept in found]
-        touched = {memory_id: lineage.touched[memory_id].version for memory_id, _ in found if memory_id in lineage.touched}
+        candidates = [self._candidate(view, kept, memory_id, lineage, count_all) for memory_id, kept in found]
+        touched = {memory_id: lineage.changed_at(memory_id) for memory_id, _ in found}
         return Seen(view.session_id, view.stream, view.version, candidates, touched)
 
-    def sources(self, view: View, chosen: Sequence[Candidate]) -> tuple[list[Source], list[EventKey]] | None:
+    def sources(
+        self, view: View, chosen: Sequence[Candidate], *, also_archived: bool = False
+    ) -> tuple[list[Source], list[EventKey]] | None:
         """The words of chosen candidates, and the keys to bind their summary to.
 
-        None: one of them is no longer as it was chosen: gone, changed, or archived by somebody else.
+        None: one of them is no longer as it was chosen: gone, changed, or, unless `also_archived`, archived by somebody else.
         """
         sources, opened = [], []
         for candidate in chosen:
             kept = view.table.current(candidate.memory_id)
             event = kept and view.event_key(kept.row, self._tenant)
-            if not kept or not event or event.event_id != candidate.event_id or kept.memory.status != "active":
+            if not kept or not event or event.event_id != candidate.event_id:
+                return None
+            if kept.memory.status != "active" and not also_archived:
                 return None
             memory = kept.memory
             sources.append(Source(memory.id, memory.content, memory.speaker, memory.occurred_at))
             opened.append(event)
         return sources, opened
 
-    def _candidate(self, view: View, kept: Kept, memory_id: bytes, lineage: Lineage) -> Candidate:
+    def _candidate(self, view: View, kept: Kept, memory_id: bytes, lineage: Lineage, count_all: bool) -> Candidate:
         memory, event_id = kept.memory, view.event_id(kept.row)
         is_archived = memory.status == "archived"
         touched = lineage.touched.get(memory_id)
@@ -63,7 +68,7 @@ class Eye:
             memory_id=memory_id,
             event_id=event_id,
             since=touched.at if touched else memory.created_at,
-            tokens=0 if is_archived else self._tokens(event_id, memory.content),
+            tokens=0 if is_archived and not count_all else self._tokens(event_id, memory.content),
             size_bytes=len(memory.content.encode()),
             importance=memory.importance,
             category=memory.category,
@@ -73,6 +78,7 @@ class Eye:
             remembered_at=memory.created_at,
             refreshed_at=lineage.refreshed.get(memory_id),
             archived=is_archived,
+            made_from=lineage.sources(memory_id),
         )
 
     def _tokens(self, event_id: bytes, text: str) -> int:

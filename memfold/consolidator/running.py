@@ -4,6 +4,7 @@ The directory says what is due and remembers what was found, so that a run that 
 tried again after a pause that doubles, at last set aside with its reason; the others go on.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from memfold.consolidator.limits import UserLimits
 from memfold.consolidator.looking import Seen
 from memfold.consolidator.policybook import PolicyBook, Set
 from memfold.consolidator.spending import Caps, Spending
-from memfold.errors import MemfoldError
+from memfold.errors import Contended, CorruptEvent, MemfoldError, ScopeTooLarge
 from memfold.eventstore import derived
 from memfold.eventstore.database import Database, Lease, Lost
 from memfold.eventstore.keyring import Keyring
@@ -28,6 +29,7 @@ from memfold.projections.fold import memory_id_text
 from memfold.projections.projector import Projector
 
 LEASE = "consolidate"
+WHOLE = b""  # the key of a session that was set aside as a whole
 DUE_AT_ONCE = 100
 DUE_DRY = 10_000  # sessions that a dry run looks at
 RETRY_FIRST, RETRY_LAST = timedelta(minutes=1), timedelta(hours=1)
@@ -35,6 +37,8 @@ ATTEMPTS_MAX = 6
 LATER = timedelta(minutes=5)  # for a session in which something was due and nothing came of it
 CATCH_UP_S = 60.0
 PASSES_MAX = 50  # of `until_idle`: more than there are levels of summaries
+
+logger = logging.getLogger("memfold")
 
 Progress = Callable[[SessionConsolidation], None]
 
@@ -100,7 +104,7 @@ class Runner:
                     break
                 before = len(found)
                 for session_id in self._sessions_due(ask):
-                    done = self._examine(session_id, spending, ask)
+                    done = self._examined_alone(session_id, spending, ask)
                     found += [done] if done else []
                     stopped = self._stopped(done, is_ours)
                     if stopped or not ask.go_on():
@@ -108,6 +112,28 @@ class Runner:
                 if ask.dry_run or not ask.until_idle or not any(done.did_something for done in found[before:]):
                     break
         return _told(found, spending, ask, stopped)
+
+    def _examined_alone(self, session_id: str, spending: Spending, ask: Ask) -> SessionConsolidation | None:
+        """Examine a session that holds up no other: what is wrong with it is noted, and it is tried again later."""
+        try:
+            return self._examine(session_id, spending, ask)
+        except Contended:
+            return None  # others are at it; it stays due
+        except (CorruptEvent, ScopeTooLarge) as error:
+            logger.warning("a session was not consolidated: %s", error)
+            ref = self._keyring.find_session(session_id)
+            if ref and not ask.dry_run:
+                self._set_aside(ref.stream, error)
+            return None
+
+    def _set_aside(self, stream: bytes, error: MemfoldError) -> None:
+        noted = [each for each in self._directory.parked(stream=stream) if each.key == WHOLE]
+        now, book = self._clock(), self._book.read()
+        next_at = now + pause(noted[0].attempts if noted else 0)
+        self._directory.park(stream, WHOLE, reason=str(error), at=now, next_at=next_at)
+        seen = self._directory.session(stream)
+        if seen:
+            self._directory.examined(stream, seen.version, book.version, next_at, None, at=now)
 
     def _stopped(self, done: SessionConsolidation | None, is_ours: Callable[[], bool]) -> str | None:
         if done and done.stopped:
@@ -155,16 +181,25 @@ class Runner:
             return None
         now = self._clock()
         noted = {each.key: each for each in self._directory.parked(stream=ref.stream)}
-        waiting = {key for key, each in noted.items() if each.parked or (each.next_at and each.next_at > now)}
+        # A time that lies further ahead than any pause was set by a clock that has been put right since.
+        waiting = {
+            key for key, each in noted.items() if each.parked or (each.next_at and now < each.next_at <= now + RETRY_LAST)
+        }
+        standing: set[bytes] = set()
+
+        def passed_over(key: str) -> bool:
+            standing.add(bytes.fromhex(key))
+            return bytes.fromhex(key) in waiting
+
         done = self._consolidator.session(
             session_id,
             spending,
-            passed_over=lambda key: bytes.fromhex(key) in waiting,
+            passed_over=passed_over,
             dry_run=ask.dry_run,
             with_summaries=ask.with_summaries,
         )
         if done and not ask.dry_run:
-            self._note(ref.stream, done, noted, waiting)
+            self._note(ref.stream, done, noted, waiting & standing)
         if done:
             ask.progress(done)
         return done
@@ -238,7 +273,7 @@ def next_time(done: SessionConsolidation, policy: Effective, now: datetime) -> t
 
 def pause(attempts: int) -> timedelta:
     """How long after a failure a window is tried again."""
-    return min(RETRY_FIRST * (1 << attempts), RETRY_LAST)
+    return min(RETRY_FIRST * (1 << min(attempts, 10)), RETRY_LAST)
 
 
 def _told(found: Sequence[SessionConsolidation], spending: Spending, ask: Ask, stopped: str | None) -> Consolidation:

@@ -3,12 +3,16 @@
 A summarizer sees exactly the memories that are recorded as the summary's sources, and nothing else.
 """
 
+import math
 import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from memfold.errors import SummarizerFailed
+from memfold.validation import CONTENT_BYTES_MAX
+
+COUNT_MAX = 2**31 - 1  # tokens, and calls, that one window may be charged
 
 
 class Source(NamedTuple):
@@ -35,6 +39,14 @@ class Usage(NamedTuple):
     completion_tokens: int = 0
     cost: float = 0.0
     calls: int = 0
+
+    @property
+    def makes_sense(self) -> bool:
+        """Whether a number that nobody has vouched for may be added up."""
+        counts = (self.prompt_tokens, self.completion_tokens, self.calls)
+        return all(isinstance(count, int) and 0 <= count <= COUNT_MAX for count in counts) and (
+            isinstance(self.cost, int | float) and math.isfinite(self.cost) and self.cost >= 0
+        )
 
     @property
     def tokens(self) -> int:
@@ -76,7 +88,7 @@ class Summarizer(Protocol):
         ...
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
 SPACES = re.compile(r"[ \t]+")
 
 
@@ -88,10 +100,16 @@ def cleaned(name: str, summary: object, window: Window, count: Callable[[str], i
     """
     if not isinstance(summary, Summary) or not isinstance(summary.text, str):
         raise SummarizerFailed(name, "returned no Summary", retry=False)
+    if not isinstance(summary.usage, Usage) or not summary.usage.makes_sense:
+        raise SummarizerFailed(name, "returned a Usage that makes no sense", retry=False)
+    if len(summary.text) > CONTENT_BYTES_MAX:  # before anything else is done with it
+        raise SummarizerFailed(name, "returned more than a memory may hold", retry=True)
     lines = (SPACES.sub(" ", line).strip() for line in CONTROL.sub("", summary.text).splitlines())
     text = "\n".join(line for line in lines if line)
     if not text:
         raise SummarizerFailed(name, "returned an empty summary", retry=True)
+    if len(text.encode()) > CONTENT_BYTES_MAX:
+        raise SummarizerFailed(name, "returned more than a memory may hold", retry=True)
     before = sum(count(source.content) for source in window.sources)
     if count(text) >= before:
         raise SummarizerFailed(name, "returned a summary that is not shorter than its sources", retry=True)

@@ -14,6 +14,10 @@ more memories of its run are old enough too: these can stand alone. The end of a
 same length; so 13 with at most 12 are 7 and 6, not 12 and 1. An end is known by the pause after it. So a window that was
 given once is given again, whatever is remembered later, until it is archived or a source of it is gone.
 
+A summary dies with the first of what it was made from. So a window that would lose one soon is not summarized any more: its
+summary is to live as long as its level waits to be summarized, and as long as its sources take to go. Else, at the edge of
+`max_age` or `session_memories_max`, the oldest of every level would be made anew each day, to die the next.
+
 One thing is less firm: where nobody goes on with a session, its newest memories stay protected for ever, and the run before
 them ends when a pause has passed. Should it go on after all, that end may be cut anew.
 """
@@ -25,7 +29,9 @@ from hashlib import sha256
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from memfold.consolidator import fading
 from memfold.consolidator.candidates import NEVER, Candidate, is_kept, later, newest
+from memfold.consolidator.fading import Leaving
 from memfold.policies import DAY, Policies, Windows
 
 TALK_MEMORIES_MIN = 2  # a talk that a pause ended becomes a summary from so many memories on
@@ -65,12 +71,14 @@ class Run(NamedTuple):
 
 def choose(candidates: Sequence[Candidate], policies: Policies, now: datetime) -> list[Chosen]:
     """The windows of a session, given in its order, that may be summarized now: of memories first, the oldest first."""
-    return [window for window in planned(candidates, policies) if window.ready_at <= now]
+    leaving, found = fading.leaving(candidates, policies), planned(candidates, policies)
+    return [window for window in found if window.ready_at <= now and _pays(window, leaving, policies, now)]
 
 
-def due_at(candidates: Sequence[Candidate], policies: Policies) -> datetime | None:
-    """When `choose` gives a window first, if nothing more is remembered; None: never. It may lie in the past."""
-    return min((window.ready_at for window in planned(candidates, policies)), default=None)
+def due_at(candidates: Sequence[Candidate], policies: Policies, now: datetime = ALREADY) -> datetime | None:
+    """When `choose` gives a window first, if it is `now` and nothing more is remembered; None: never. It may be in the past."""
+    leaving, found = fading.leaving(candidates, policies), planned(candidates, policies)
+    return min((each.ready_at for each in found if _pays(each, leaving, policies, max(now, each.ready_at))), default=None)
 
 
 def key(sources: Sequence[bytes], policy_version: int, undone_version: int) -> str:
@@ -90,6 +98,17 @@ def planned(candidates: Sequence[Candidate], policies: Policies) -> list[Chosen]
         for level in sorted({candidate.level for candidate in active})
         for window in _of_level([candidate for candidate in active if candidate.level == level], last, policies)
     ]
+
+
+def _pays(window: Chosen, leaving: Leaving, policies: Policies, now: datetime) -> bool:
+    """Whether a window's summary would live long enough to be worth it."""
+    source = window.sources[0]
+    times = [leaving.at[each.memory_id] for each in window.sources if each.memory_id in leaving.at]
+    places = [leaving.after[each.memory_id] for each in window.sources if each.memory_id in leaving.after]
+    least = _age(policies.of(source.category).windows, source.level)
+    return (not times or min(times) - now >= max(least, max(times) - min(times))) and (
+        not places or min(places) >= max(places) - min(places)
+    )
 
 
 def _of_level(rows: list[Candidate], last: set[bytes], policies: Policies) -> list[Chosen]:

@@ -42,6 +42,10 @@ WITH soonest AS (
     (SELECT stream_id, examined_at FROM memfold.agenda
      WHERE tenant_id = %(tenant)s AND policy_version > %(policy)s ORDER BY policy_version, examined_at LIMIT %(limit)s)
     UNION ALL
+    (SELECT stream_id, examined_at FROM memfold.agenda
+     WHERE tenant_id = %(tenant)s AND policy_version = %(policy)s AND examined_at > %(now)s + interval '1 hour'
+     ORDER BY examined_at LIMIT %(limit)s)
+    UNION ALL
     (SELECT p.stream_id, p.next_at FROM memfold.parked p
      WHERE p.tenant_id = %(tenant)s AND p.job = %(job)s AND p.next_at <= %(now)s
      AND EXISTS (SELECT FROM memfold.directory d WHERE d.tenant_id = p.tenant_id AND d.stream_id = p.stream_id)
@@ -110,8 +114,8 @@ class Directory:
         """The streams of sessions that should be examined now, the one that waits longest first, at most `limit`.
 
         Those are: never examined, and their first memory at least `older_than_least` old; whose time has come, or whose
-        number of memories; changed since by more than new memories; examined under other policies; and those with
-        something that was set aside until now.
+        number of memories; changed since by more than new memories; examined under other policies, or by a clock that
+        was more than an hour ahead; and those with something that was set aside until now.
         """
         parameters = {"tenant": self._tenant, "now": now, "older": older_than_least, "policy": policy_version}
         query = parameters | {"limit": limit, "job": CONSOLIDATE}

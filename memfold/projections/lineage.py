@@ -35,6 +35,7 @@ class Lineage:
     def __init__(self) -> None:
         self.touched: dict[bytes, Touched] = {}
         self.refreshed: dict[bytes, datetime] = {}
+        self.archived_at: dict[bytes, int] = {}  # at which version last, also by a summary that is no more
         self._made_from: dict[bytes, tuple[bytes, ...]] = {}  # of each summary, also of those that were undone
         self._living: set[bytes] = set()
         self._archived: dict[bytes, set[bytes]] = {}  # of each archived memory what keeps it so
@@ -46,6 +47,11 @@ class Lineage:
     def archived(self) -> set[bytes]:
         """Everything that is out of default recall."""
         return set(self._archived)
+
+    def changed_at(self, memory_id: bytes) -> int:
+        """At which version of the stream a memory was archived or brought back last; 0: never."""
+        touched = self.touched.get(memory_id)
+        return max(self.archived_at.get(memory_id, 0), touched.version if touched else 0)
 
     def is_summary(self, memory_id: bytes) -> bool:
         """Whether this is a living summary."""
@@ -83,8 +89,10 @@ class Lineage:
         self._made_from[summary] = tuple(sources)
         self._living.add(summary)
 
-    def archive(self, memory_ids: Iterable[bytes], summary: bytes | None) -> list[bytes]:
+    def archive(self, memory_ids: Iterable[bytes], summary: bytes | None, version: int = 0) -> list[bytes]:
         """Memories are archived; return those that were not. Nothing is, if `summary` is no living one."""
+        memory_ids = list(memory_ids)
+        self.archived_at |= dict.fromkeys(memory_ids, version)
         if summary is not None and summary not in self._living:
             return []
         new = []
@@ -126,6 +134,7 @@ class Lineage:
             self._archived.pop(gone, None)
             self.touched.pop(gone, None)
             self.refreshed.pop(gone, None)
+            self.archived_at.pop(gone, None)
         return Changed(unreadable[1:] + [each for each in changed.dead if each not in unreadable], changed.active)
 
     def _all_from(self, memory_id: bytes) -> list[bytes]:

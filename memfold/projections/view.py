@@ -437,7 +437,7 @@ def _apply_of_many(view: View, event: LoggedEvent) -> None:
     if isinstance(data, MemoriesArchived):
         summary = fold.memory_id_bytes(data.summary_id) if data.summary_id else None
         known = [memory_id for memory_id in memory_ids if view.table.current(memory_id)]
-        view.archive(row.stream, lineage.archive(known, summary))
+        view.archive(row.stream, lineage.archive(known, summary, row.version))
     elif isinstance(data, MemoriesRefreshed):
         lineage.refresh(memory_ids, row.recorded_at)
     else:
