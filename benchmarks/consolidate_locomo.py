@@ -2,7 +2,7 @@
 
 LoCoMo dev: one session a conversation, remembered with the clock at the time of each LoCoMo session, so that pauses and ages
 are real. A day after the last, all but the newest LoCoMo session is consolidated by the extractive summarizer: first to one
-level of summaries, then, as the months go by, to all.
+level of summaries, then, as the months go by, to all, which leaves two tokens of a hundred: no bar is for that.
 
 *Recall*: with `limit=20`, the share of a question's gold evidence turns that were found themselves, or that are among the three
 sources that fit the question best of a summary that was found (of a summary of summaries: of one of its three best, and so
@@ -191,24 +191,29 @@ def print_sizes(name: str, sizes: dict[str, list[Size]], report: Report) -> None
 def print_shares(name: str, asked: dict[str, list[Shares]], report: Report) -> None:
     """What was reached before and after."""
     before = asked["before"]
-    for what, field, bar in (
-        (f"recall of {LIMIT}", "reached", None),
-        (f"context of {MAX_TOKENS:,}, turns", "turns", None),
-        (f"context of {MAX_TOKENS:,}, answer", "answer", None),
-        (f"context of {MAX_TOKENS:,}, either", "either", BAR_CONTEXT),
+    for what, field in (
+        (f"recall of {LIMIT}", "reached"),
+        (f"context of {MAX_TOKENS:,}, turns", "turns"),
+        (f"context of {MAX_TOKENS:,}, answer", "answer"),
+        (f"context of {MAX_TOKENS:,}, either", "either"),
     ):
         rows = []
         for levels, each in asked.items():
             share, first = mean_of(each, field), mean_of(before, field)
             categories = (mean_of([one for one in each if one.category == category], field) for category in CATEGORIES)
-            verdict = "–"
-            if levels != "before" and field == "reached":
-                verdict = f"{share / first:.3f} of before (bar ≥ {BAR_RECALL}: {verdict_of(share / first >= BAR_RECALL)})"
-            elif levels != "before":
-                verdict = f"{share - first:+.3f}"
-                verdict += f" (bar ≥ -{bar}: {verdict_of(share - first >= -bar)})" if bar else ""
-            rows.append((levels, f"{share:.4f}", *(f"{one:.3f}" for one in categories), verdict))
+            rows.append((levels, f"{share:.4f}", *(f"{one:.3f}" for one in categories), compared(levels, field, share, first)))
         report.table((f"{name}: {what}", "share", *CATEGORIES.values(), ""), rows)
+
+
+def compared(levels: str, field: str, share: float, before: float) -> str:
+    """How a share compares with that before. The bar of recall is for a quarter of the tokens: one level."""
+    if levels == "before":
+        return "–"
+    if field == "reached":
+        verdict = f" (bar ≥ {BAR_RECALL}: {verdict_of(share / before >= BAR_RECALL)})" if LEVELS[levels] == 1 else ""
+        return f"{share / before:.3f} of before{verdict}"
+    verdict = f" (bar ≥ -{BAR_CONTEXT}: {verdict_of(share - before >= -BAR_CONTEXT)})" if field == "either" else ""
+    return f"{share - before:+.3f}{verdict}"
 
 
 def mean_of(asked: Sequence[Shares], field: str) -> float:
