@@ -319,6 +319,40 @@ def test_what_was_set_aside_and_is_no_more_is_not_shown_for_ever(open_store, clo
     assert store.parked() == []
 
 
+def test_a_session_that_cannot_be_read_holds_up_no_other(open_store, clock, own_server):
+    store = open_store(Brief(), target=own_server.url)
+    talk(store, 7)
+    talk(store, 7, "t", start=20)
+    position = next(event.position for event in store.events(session_id="s"))
+    clock.on(2 * DAY)
+    query = "UPDATE memfold.payloads SET sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1) WHERE position = %s"
+    with psycopg.connect(own_server.url, autocommit=True) as owner:
+        owner.execute(query, (position,))
+        other = open_store(Brief(), target=own_server.url)
+        done = other.consolidate(until_idle=True)
+        assert [session.session_id for session in done.sessions if session.windows] == ["t"]
+        (work,) = other.parked()
+        assert work.session_id == "s"
+        assert work.next_at is not None
+        assert other.consolidate(until_idle=True).sessions == ()
+        owner.execute(query, (position,))
+    clock.on(HOUR)
+    assert len(other.consolidate(until_idle=True).windows) == 1
+    assert other.parked() == []
+    assert_sound(other)
+
+
+def test_many_memories_expire_at_once(open_store, clock):
+    policy = Policy(windows=POLICY.windows, keep=Keep(newest=0), retention=Retention(max_age=30 * DAY))
+    store = open_store(Brief(), policy)
+    turns = talk(store, 1_500)
+    clock.on(40 * DAY)
+    last = talk(store, 2, start=5_000)
+    assert set(store.consolidate("s", until_idle=True).sessions[0].expired) == set(turns)
+    assert set(ids(store.find("s", include_archived=True))) == set(last)
+    assert_sound(store)
+
+
 def test_a_cap_stops_politely(open_store, clock):
     brief = Brief()
     store = open_store(brief, settings=Settings(pool_connections_max=8, llm_tokens_a_run_max=20))
