@@ -72,7 +72,7 @@ def open_store(url, tenant, begins, summarizer):
         url,
         tenant=tenant,
         master_key=MASTER_KEY,
-        settings=Settings(pool_connections_max=4),
+        settings=Settings(pool_connections_max=8),
         embedder=static_embedder(),
         summarizer=summarizer,
         clock=QuickClock(begins),
