@@ -93,7 +93,7 @@ def test_a_conversation_is_consolidated_looked_into_and_restored(shell):
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(shell):
     before = talk(shell.store)
-    shell.store.set_policy(AT_ONCE | {"retention": {"session_bytes_max": 2_200}})
+    shell.store.set_policy(AT_ONCE | {"retention": {"session_bytes_max": 2_000}})
     position = shell.store.stats().position
 
     rows = [line.split("\t") for line in here(shell, "consolidate", "--dry-run").splitlines()]
