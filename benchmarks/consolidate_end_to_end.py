@@ -2,7 +2,7 @@
 
 Sessions of 24 texts of 40 words, two days old, all of them due; the newest eight of each stay, so that each has two windows of
 eight. One run over all sessions: catching up with the log, asking the directory what is due, looking at each session, choosing,
-summarizing extractively, appending. Then a run that finds nothing due but catches up with what the first one wrote, and one that
+summarizing extractively, appending. Then a run that finds nothing due but catches up with what the first wrote, and one that
 does not even have that. The parts are timed on one thread within the first run; what the server does meanwhile is in them.
 """
 
