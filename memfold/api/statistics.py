@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from memfold.consolidator import fading
 from memfold.consolidator.policybook import PolicyBook
+from memfold.errors import StoreUnavailable
 from memfold.eventstore import arrays
 from memfold.eventstore.database import Database
 from memfold.eventstore.keyring import Keyring
@@ -52,8 +54,9 @@ class Statistics:
 
     def __call__(self, counts: Stats, session_id: str | None, *, since: datetime | None, details: bool) -> Stats:
         """`counts` with everything filled in; `growth` from the time `since` on, empty if it is None."""
-        if self._may_catch_up:
-            self._projector.catch_up(time.monotonic() + CATCH_UP_S)
+        with suppress(StoreUnavailable):  # the database may be read-only: then what was projected before is told
+            if self._may_catch_up:
+                self._projector.catch_up(time.monotonic() + CATCH_UP_S)
         ref = None if session_id is None else self._keyring.find_session(session_id)
         if session_id is not None and ref is None:
             return counts
