@@ -109,6 +109,7 @@ def tell(folder: Path, *, kept: bool) -> None:
         before = Before(everything(store), answers(store))
     kill_and_come_back(folder, before, secret)
     read_the_log(folder)
+    consolidate_and_undo(folder)
     paragraph(
         f"With the server stopped and all of its pages written, the forgotten password is looked for again: "
         f"{look_on_disk(folder, secret)}."
@@ -440,6 +441,41 @@ def read_the_log(folder: Path) -> None:
     check(
         (stats.events, stats.memories, stats.forgotten) == (len(events), len(live), 1), "stats() does not count what is there"
     )
+
+
+# -- 8. consolidation -----------------------------------------------------------------------------------------------------
+
+
+def consolidate_and_undo(folder: Path) -> None:
+    chapter("8. Old conversation becomes summaries, and comes back")
+    with MemoryStore(folder) as store:
+        before = everything(store)
+        store.set_policy({"windows": {"older_than": "PT0S"}}, session_id=SESSION)
+        planned = store.consolidate(SESSION, dry_run=True)
+        paragraph(
+            f"A dry run finds {planned.windows_count} windows that are old enough, of {planned.tokens_before:,} tokens; "
+            "what is important, pinned or new stays. Summaries are picked from what was said, or come from a language model "
+            "if there is one."
+        )
+        done, elapsed = timed(lambda: store.consolidate(SESSION))
+        paragraph(f"consolidate(): {done.windows_count} summaries of {done.tokens_after:,} tokens in {elapsed:.1f} s.")
+        query = "Which claim number has the stolen bicycle?"
+        found = show(store, query, limit=3)
+        summary = next(hit.memory for hit in found if hit.memory.category == "summary")
+        (source,) = store.sources(summary.id, query=query, limit=1)
+        out.print()
+        paragraph(
+            "A summary says what was said then; what corrected it was important, and stays beside it. Of what the summary was made "
+            "from, this answers best:"
+        )
+        show_memory("", source)
+        check("HR-2026-58871" in source.content, "the summary does not lead to what was said")
+        check(len(everything(store)) < len(before) / 2, "little was archived")
+        restored = store.restore([memory.id for memory in everything(store).values() if memory.category == "summary"])
+        same = everything(store) == before
+        out.print()
+        paragraph(f"restore(): {len(restored)} memories are back, and the session is {'as' if same else 'NOT as'} it was.")
+        check(same, "something is not as it was before it was consolidated")
 
 
 def is_telling(event: StoredEvent) -> bool:

@@ -65,6 +65,12 @@ def test_the_demo_updates_forgets_survives_a_crash_and_replays(told):
     assert "the same as the store's" in text
 
 
+def test_the_demo_consolidates_and_undoes_it(told):
+    text = " ".join(told[0].split())
+    assert re.search(r"consolidate\(\): \d\d summaries of [\d,]+ tokens", text)
+    assert "the session is as it was" in text
+
+
 def test_the_demo_fits_its_lines(told):
     lines = told[0].splitlines()
 
