@@ -465,8 +465,8 @@ def consolidate_and_undo(folder: Path) -> None:
         (source,) = store.sources(summary.id, query=query, limit=1)
         out.print()
         paragraph(
-            "A summary says what was said then; what corrected it was important, and stays beside it. Of what the summary was made "
-            "from, this answers best:"
+            "A summary says what was said then; what corrected it was important, and stays beside it. Of what the summary "
+            "was made from, this answers best:"
         )
         show_memory("", source)
         check("HR-2026-58871" in source.content, "the summary does not lead to what was said")
