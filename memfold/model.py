@@ -390,7 +390,7 @@ class WorkStatus(Discreet, frozen=True, kw_only=True):
     jobs: tuple[JobStatus, ...]
     directory_lag: int
     embedding_lag: int
-    summarizer: str
+    summarizer: str | None
     tokens_today: int
     tokens: int
     cost_today: float

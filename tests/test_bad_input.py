@@ -276,6 +276,7 @@ def test_an_endpoint_that_is_none_stops_those_alone_who_would_ask_it(make_store,
         store.consolidate()
     assert is_discreet(caught.value)
     assert (store.stats().events, store.policies()["tenant"], store.parked()) == (1, None, [])
+    assert store.status().summarizer is None
 
 
 def test_what_is_not_there_is_nothing_to_do(store):

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 
 import psycopg
@@ -776,3 +777,56 @@ def test_a_year_at_the_edge_of_a_limit(make_store, tenant, capsys):
     with capsys.disabled():
         print(f"\n{found}")
     assert all(share <= 1.1 for share in found.values()), found
+
+
+@pytest.mark.parametrize("limit", ["session_memories_max", "session_bytes_max"])
+def test_a_session_with_a_limit_is_looked_at_again_for_what_was_remembered_since(make_store, limit):
+    clock = Clock()
+    store = make_store(clock=clock, summarizer=Brief())
+    store.set_policy({"keep": {"newest": 2}, "retention": {limit: 100_000}})
+    talk(store, 2)
+    assert store.consolidate().windows == ()
+    talk(store, 20, start=2)
+    clock.on(3 * DAY)
+    assert store.consolidate().windows != ()
+
+
+def test_a_session_is_looked_at_in_time_when_its_bytes_may_be_too_many(make_store):
+    clock = Clock()
+    store = make_store(clock=clock, summarizer=Brief())
+    store.set_policy({"keep": {"newest": 2}, "retention": {"session_bytes_max": 1_000}, "windows": {"enabled": False}})
+    store.remember_many(["tea " * 20] * 5, session_id="s")
+    assert store.consolidate().sessions[0].expired == ()
+    store.remember_many(["tea " * 20] * 20, session_id="s")
+    store.consolidate()
+    assert sum(len(memory.content) for memory in store.find("s", include_archived=True, limit=100).memories) <= 1_000
+
+
+def test_restoring_in_a_session_that_is_forgotten_meanwhile_makes_no_new_one(make_store, monkeypatch):
+    clock = Clock()
+    store, other = make_store(clock=clock, summarizer=Brief()), make_store(clock=clock)
+    store.set_policy(POLICY)
+    talk(store, 12)
+    clock.on(3 * DAY)
+    summary = store.consolidate("s").windows[0].summary_id
+    restore = store._restorer._restore
+
+    def late(session_id, memory_ids):
+        look = store._lookup.view_of
+
+        @contextmanager
+        def forgotten_behind(memory_id):
+            with look(memory_id) as view:
+                yield view
+            monkeypatch.setattr(store._lookup, "view_of", look)
+            other.forget_session("s")
+            store._keyring.drop("s")
+
+        monkeypatch.setattr(store._lookup, "view_of", forgotten_behind)
+        return restore(session_id, memory_ids)
+
+    monkeypatch.setattr(store._restorer, "_restore", late)
+    with pytest.raises(MemoryForgotten):
+        store.restore(summary)
+    assert store.sessions().sessions == []
+    assert store._keyring.find_session("s") is None

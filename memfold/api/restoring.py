@@ -5,8 +5,8 @@ from datetime import datetime
 
 from memfold.errors import Contended
 from memfold.events import MemoriesRefreshed, MemoriesRestored
-from memfold.eventstore.append import Committer, Request, Verdict
-from memfold.eventstore.codec import seal_event
+from memfold.eventstore.append import Committer, Verdict
+from memfold.eventstore.facts import fact_of_many
 from memfold.eventstore.keyring import Keyring
 from memfold.model import Memory
 from memfold.projections.fold import memory_id_text
@@ -52,11 +52,10 @@ class Restorer:
     def refresh(self, memories: Sequence[Memory]) -> None:
         """Say that memories were of use. A session that was forgotten meanwhile is passed over."""
         for session_id in dict.fromkeys(memory.session_id for memory in memories):
-            ref, at = self._keyring.find_session(session_id), self._clock()
+            ref = self._keyring.find_session(session_id)
             fact = MemoriesRefreshed(memory_ids=tuple(memory.id for memory in memories if memory.session_id == session_id))
             if ref:
-                sealed = seal_event(fact, tenant=self._keyring.tenant, stream=ref.stream, memory_id=None, wrapping=ref.key)
-                self._committer.append(Request(ref.stream, ref.user, ref.key.version, at, [sealed]))
+                self._committer.append(fact_of_many(self._keyring.tenant, ref, fact, self._clock()))
 
     def _restore(self, session_id: str, memory_ids: Sequence[str]) -> list[Memory]:
         for _ in range(self._retries_max):
@@ -65,11 +64,11 @@ class Restorer:
                 stream, version, archived = view.stream, view.version, view.lineage(view.stream).archived()
             if not back:
                 return []
-            ref = self._keyring.open_session(session_id, None, self._clock())
+            ref = self._keyring.find_session(session_id)
+            if ref is None or ref.stream != stream:
+                continue  # the session was forgotten: the next look says so
             fact = MemoriesRestored(memory_ids=tuple(map(memory_id_text, back)), undone=tuple(map(memory_id_text, undone)))
-            sealed = [seal_event(fact, tenant=self._keyring.tenant, stream=stream, memory_id=None, wrapping=ref.key)]
-            request = Request(stream, ref.user, ref.key.version, self._clock(), sealed, version, of_all=True)
-            answer = self._committer.append(request)
+            answer = self._committer.append(fact_of_many(self._keyring.tenant, ref, fact, self._clock(), decided_at=version))
             if answer.verdict is Verdict.ACCEPTED:
                 return self._came_back(session_id, stream, archived)
             if answer.verdict is not Verdict.CONFLICT:

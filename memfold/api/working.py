@@ -187,7 +187,7 @@ def status(parts: Parts, consolidating: Consolidating, follower: Follower) -> Wo
         ),
         directory_lag=directory_lag,
         embedding_lag=embedding_lag,
-        summarizer=consolidating.summarizer.name,
+        summarizer=_summarizer(consolidating),
         tokens_today=spent_today.tokens,
         tokens=spent.tokens,
         cost_today=spent_today.cost,
@@ -212,6 +212,13 @@ def job_status(name: str, due: int, noted: JobNotes | None, has_worker: bool) ->
         failures=noted.failures if noted else 0,
         reason=noted.reason if noted else None,
     )
+
+
+def _summarizer(consolidating: Consolidating) -> str | None:
+    try:
+        return consolidating.summarizer.name
+    except SettingsError:  # whoever summarizes is told; whoever asks how things are wants to know the rest
+        return None
 
 
 def _near_caps(parts: Parts, today: Usage) -> list[NearLimit]:

@@ -6,12 +6,13 @@ The key that the summary is sealed under is bound to the newest events of all it
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from memfold.events import Event, MemoriesArchived, WindowCompressed
+from memfold.events import MemoriesArchived, WindowCompressed
 from memfold.eventstore import binding
-from memfold.eventstore.append import Answer, Request, Verdict
+from memfold.eventstore.append import Answer
 from memfold.eventstore.binding import EventKey
-from memfold.eventstore.codec import new_id, seal_event
+from memfold.eventstore.codec import new_id
 from memfold.eventstore.database import Database
+from memfold.eventstore.facts import fact_of_many
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.projections.fold import memory_id_text
 
@@ -34,23 +35,8 @@ def append_summary(
     tenant, summary_id = keyring.tenant, new_id()
     summary = binding.seal_bound(event, tenant=tenant, stream=ref.stream, memory_id=summary_id, sources=sources)
     fact = MemoriesArchived(memory_ids=event.sources, summary_id=memory_id_text(summary_id), policy=event.policy)
-    archived = seal_event(fact, tenant=tenant, stream=ref.stream, memory_id=None, wrapping=ref.key)
-    request = Request(ref.stream, ref.user, ref.key.version, clock(), [summary, archived], version, of_all=True)
+    request = fact_of_many(tenant, ref, fact, clock(), decided_at=version)
+    request.events = [summary, *request.events]
     request.idempotency = keyring.idempotency_hmac(ref.stream, key)
     answer = binding.append_bound(database, tenant, request, [source.event_id for source in sources])
     return answer, memory_id_text(summary_id)
-
-
-def append_fact(
-    keyring: Keyring,
-    ref: SessionRef,
-    fact: Event,
-    *,
-    version: int,
-    write: Callable[[Request], Answer],
-    clock: Callable[[], datetime],
-) -> bool:
-    """Append a fact about several memories, decided at `version` of the stream; False if something was appended since."""
-    sealed = seal_event(fact, tenant=keyring.tenant, stream=ref.stream, memory_id=None, wrapping=ref.key)
-    request = Request(ref.stream, ref.user, ref.key.version, clock(), [sealed], version, of_all=True)
-    return write(request).verdict is Verdict.ACCEPTED

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from memfold.audit.erasure import Forgetter
 from memfold.consolidator import fading, windows
-from memfold.consolidator.appending import append_fact, append_summary
+from memfold.consolidator.appending import append_summary
 from memfold.consolidator.candidates import Candidate
 from memfold.consolidator.limits import REASON
 from memfold.consolidator.looking import Eye, Seen
@@ -25,6 +25,7 @@ from memfold.errors import Contended, SummarizerFailed
 from memfold.events import MemoriesArchived, WindowCompressed
 from memfold.eventstore.append import Committer, Verdict
 from memfold.eventstore.database import Database
+from memfold.eventstore.facts import fact_of_many
 from memfold.eventstore.keyring import Keyring, SessionRef
 from memfold.model import CompressedWindow, FailedWindow, SessionConsolidation
 from memfold.policies import Policies
@@ -253,8 +254,8 @@ class Consolidator:
             if turn.dry_run or seen is None or ref is None:
                 return faded
             fact = MemoriesArchived(memory_ids=_texts(faded), policy=turn.policy_version)
-            write, version = self._committer.append, seen.version
-            if append_fact(self._keyring, ref, fact, version=version, write=write, clock=self._clock):
+            request = fact_of_many(self._keyring.tenant, ref, fact, self._clock(), decided_at=seen.version)
+            if self._committer.append(request).verdict is Verdict.ACCEPTED:
                 return faded
             self._keyring.drop(session_id)
         raise Contended(self._retries_max)

@@ -1,10 +1,9 @@
 """What all sessions of a user hold together, and what of it goes when that is more than may be kept."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from memfold.audit.erasure import Forgetter
 from memfold.consolidator import fading
-from memfold.consolidator.candidates import Candidate
 from memfold.consolidator.looking import Seen
 from memfold.consolidator.policybook import PolicyBook, Set
 from memfold.eventstore.keyring import Keyring
@@ -46,15 +45,10 @@ class UserLimits:
         refs = self._keyring.sessions_of_streams(set(self._keyring.streams_of_user(user))).values()
         sessions = [seen for seen in (self._look(ref.session_id) for ref in refs) if seen]
         held = [(seen.candidates, book.of(seen.stream)) for seen in sessions]
-        going = by_id(fading.beyond_user_limits(held, retention))
+        going = {each.memory_id for each in fading.beyond_user_limits(held, retention)}
         for seen in sessions:
             gone = [each.memory_id for each in seen.candidates if each.memory_id in going]
             if not gone:
                 continue
             if dry_run or self._forgetter.these(seen.session_id, seen.stream, seen.version, gone, REASON):
                 yield seen, gone  # else it was touched meanwhile: the next run decides anew
-
-
-def by_id(candidates: list[Candidate]) -> Mapping[bytes, Candidate]:
-    """Candidates by their ids."""
-    return {candidate.memory_id: candidate for candidate in candidates}

@@ -216,8 +216,8 @@ class Runner:
                 self._directory.unpark(stream, key)
         book = self._book.read()
         due_at, due_memories = next_time(done, book.of(stream).of(None), now)
-        soon = now + max(soonest(book), timedelta(0)) if soonest(book) else None
-        times = [at for at in (due_at, soon) if at is not None]
+        # What is remembered after this is due by its age at the soonest, or by its number.
+        times = [at for at in (due_at, *(now + age for age in _ages(book) if age)) if at is not None]
         self._directory.examined(stream, done.version, done.policy_version, min(times, default=None), due_memories, at=now)
 
 
@@ -266,6 +266,9 @@ def next_time(done: SessionConsolidation, policy: Effective, now: datetime) -> t
     if due_at is not None and due_at <= now and not done.did_something:
         due_at = now + LATER  # what is due is parked, or somebody else is at it
     limits = [policy.retention.session_memories_max]
+    if policy.retention.session_bytes_max is not None:
+        # The directory does not weigh: a fifth more memories may come, and none unseen where the limit is near.
+        limits.append(done.memories + (0 if "session_bytes_max" in done.near_limits else done.memories // 5))
     if policy.windows.enabled and not policy.windows.older_than:
         limits.append(done.memories + policy.windows.memories_min - 1)
     return due_at, min((limit + 1 for limit in limits if limit is not None), default=None)

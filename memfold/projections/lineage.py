@@ -23,7 +23,7 @@ class Changed(NamedTuple):
 
 
 class Touched(NamedTuple):
-    """When a memory came back or was refreshed last, and at which version of the stream."""
+    """When a memory was restored last, and at which version of the stream."""
 
     at: datetime
     version: int

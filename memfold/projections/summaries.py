@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from memfold.errors import MemoryForgotten
 from memfold.model import Recollection
 from memfold.projections.filters import Condition
 from memfold.projections.lookup import id_bytes, live
@@ -93,8 +92,5 @@ def to_restore(view: View, memory_ids: Iterable[str]) -> Restoring:
     return Restoring([each for each in dict.fromkeys(restoring.memory_ids) if each not in undone], undone)
 
 
-def _kept(view: View, memory_ids: "tuple[bytes, ...] | list[bytes]") -> list[Kept]:
-    found = [kept for kept in map(view.table.current, memory_ids) if kept]
-    if len(found) < len(memory_ids):
-        raise MemoryForgotten("of a summary's sources")
-    return found
+def _kept(view: View, memory_ids: Iterable[bytes]) -> list[Kept]:
+    return [kept for kept in map(view.table.current, memory_ids) if kept]
