@@ -404,3 +404,14 @@ def test_a_context_of_the_past_looks_behind_the_summaries_of_then(store, turns):
         found = said_in(store.context("Anna tells about a violin", session_id="s", as_of=moment, max_tokens=300))
         assert TURNS[2] in found
         assert TURNS[0] not in found
+
+
+def test_a_view_that_knew_a_summary_learns_at_once_that_it_was_changed_and_died(store, make_store, turns):
+    summary, other = summarize(store, turns[:3]), make_store()
+    assert summary in ids(other.find("s"))
+    store.update(summary, content="secret gist")
+    store.forget(turns[0])
+    for scope in ({"session_id": "s"}, {"user_id": "u"}):
+        assert set(ids(other.find(**scope))) == set(turns[1:])
+    assert [change.memory for change in other.history(summary)] == [None, None]
+    assert_same_when_folded_anew(other)

@@ -462,7 +462,9 @@ def _apply_changed(view: View, event: LoggedEvent, memory_id: bytes) -> None:
     owner, live = view.owner(row.stream), view.table.current(memory_id)
     if owner is None or live is None or not isinstance(data, MemoryUpdated | MemoryMerged):
         # Erased: whatever this view still holds of the memory was forgotten too, by a fact that follows.
-        if not row.sources:
+        if row.sources:
+            _blank(view, row.stream, memory_id)
+        else:
             withhold(view, row.stream, memory_id)
         view.was(memory_id, view.table.next_version(memory_id), row.type_number, row.recorded_at, row.position)
         return
